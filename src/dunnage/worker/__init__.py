@@ -1,0 +1,1 @@
+"""Wires a worker together: launchers' requests, listeners, groups, recovery, idle exit, watchdog."""
