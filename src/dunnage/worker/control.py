@@ -2,7 +2,8 @@
 
 Request: the byte ``1``, a 4-byte little-endian length, and a body of NUL-joined fields: number of arguments, the
 arguments, number of environment entries, the entries as ``K=V``, the working directory, and last stdin as it came (it
-may hold NULs). Answer: the kind (one byte), the exit status (one byte), two 4-byte little-endian lengths, stdout, stderr.
+may hold NULs). Answer: the kind (one byte), the exit status (one byte), two 4-byte little-endian lengths, stdout,
+stderr.
 
 A connection that ends without a whole answer means: ask again. So whatever is wrong with the *question* is answered,
 and only a worker that goes away leaves a launcher without an answer.
