@@ -1,1 +1,1 @@
-"""The messages on the wire: generated classes, one module for each .proto beside it; `scripts/generate-api` makes them."""
+"""The messages on the wire: generated classes, a module for each .proto here; `scripts/generate-api` makes them."""
