@@ -50,12 +50,14 @@ def test_a_log_without_json_is_a_value_error() -> None:
         (Log(""), "OCI runtime create failed: runc did not terminate successfully: exit status 1"),
         (
             Log(unreadable="open /b/log.json: no such file or directory"),
-            "OCI runtime create failed: unable to retrieve OCI runtime error (open /b/log.json: no such file or directory)"
+            "OCI runtime create failed: unable to retrieve OCI runtime error"
+            " (open /b/log.json: no such file or directory)"
             ": runc did not terminate successfully: exit status 1",
         ),
         (
             Log("oops"),
-            "OCI runtime create failed: unable to retrieve OCI runtime error (Expecting value: line 1 column 1 (char 0))"
+            "OCI runtime create failed: unable to retrieve OCI runtime error"
+            " (Expecting value: line 1 column 1 (char 0))"
             ": runc did not terminate successfully: exit status 1",
         ),
     ],
