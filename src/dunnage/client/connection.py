@@ -1,0 +1,76 @@
+"""One connection to a worker's socket, and the place where an RPC's status becomes one of `dunnage.errors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from dunnage import errors
+from dunnage.ttrpc.client import Client
+from dunnage.ttrpc.errors import Code, ConnectionClosed, RpcError
+
+M = TypeVar("M", bound=Message)
+
+TASK_SERVICE = "containerd.task.v2.Task"
+NODE_SERVICE = "dunnage.node.v1.Node"
+
+# between a launcher's answer and the worker's accept nothing is missing: the keeper holds the listener
+_CONNECT_TIMEOUT_S = 5.0
+
+_CLASSES: dict[int, type[errors.Error]] = {
+    Code.CANCELED: errors.Canceled,
+    Code.INVALID_ARGUMENT: errors.InvalidArgument,
+    Code.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    Code.NOT_FOUND: errors.NotFound,
+    Code.ALREADY_EXISTS: errors.AlreadyExists,
+    Code.PERMISSION_DENIED: errors.PermissionDenied,
+    Code.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    Code.FAILED_PRECONDITION: errors.FailedPrecondition,
+    Code.UNIMPLEMENTED: errors.Unimplemented,
+    Code.INTERNAL: errors.Internal,
+    Code.UNAVAILABLE: errors.Unavailable,
+}
+
+
+class Connection:
+    """Calls to one service behind one socket. It connects when a call needs it."""
+
+    def __init__(self, address: str | Path, service: str, *, connect_timeout_s: float = _CONNECT_TIMEOUT_S) -> None:
+        self.address = str(address)
+        self._service = service
+        self._connect_timeout_s = connect_timeout_s
+        self._client: Client | None = None
+
+    async def call(self, method: str, request: Message, response: type[M], *, timeout_s: float | None = None) -> M:
+        """One call; `timeout_s` None waits as long as it takes. Raises what it answers as `dunnage.errors`."""
+        client = await self._connected()
+        try:
+            return await client.call(self._service, method, request, response, timeout_s=timeout_s)
+        except RpcError as error:
+            raise failure(error.code, error.message) from error
+        except ConnectionClosed as error:
+            raise errors.Unavailable(f"the worker at {self.address} closed the connection during {method}") from error
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(f"{method} was not answered within {timeout_s} s") from error
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            client.close()
+
+    async def _connected(self) -> Client:
+        if self._client is None or self._client.closed:
+            try:
+                self._client = await Client.connect(self.address, timeout_s=self._connect_timeout_s)
+            except (OSError, TimeoutError) as error:
+                said = getattr(error, "strerror", None) or "no answer"
+                raise errors.Unavailable(f"no worker answers at {self.address}: {said.lower()}") from error
+        return self._client
+
+
+def failure(code: int, message: str) -> errors.Error:
+    """The error that an RPC's status means; the class text at the end of its message is cut off, as containerd does."""
+    kind = _CLASSES.get(code, errors.Error)
+    return kind(message.removesuffix(f": {kind.kind}") if kind.kind else message)

@@ -1,0 +1,319 @@
+"""A container and its processes, as a client holds them: every call is one RPC to the worker that has the container.
+
+A `Process` may be waited for by any number of tasks and clients. Closing one closes a client's view of it; what runs
+goes on running until it ends, is killed, or is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal as signals
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from google.protobuf.any_pb2 import Any as WireAny
+from google.protobuf.empty_pb2 import Empty
+
+from dunnage import errors
+from dunnage.api import task_pb2
+from dunnage.client.bundle import Bundle, Record, check_identifier, new_id
+from dunnage.client.connection import Connection
+from dunnage.client.stdio import PIPE, Stdio, Streams
+from dunnage.client.terminal import terminal_size
+from dunnage.client.values import Exit, Finished, State, Status, read_time
+
+_PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+# runc create and runc exec take what the container needs; this only bounds a worker that is gone
+_CALL_TIMEOUT_S = 150.0
+_DRAIN_TIMEOUT_S = 12.0
+
+
+class Process:
+    """The init or an exec of a container. Made by `Node.create` and `Container.exec`."""
+
+    def __init__(self, connection: Connection, id: str, exec_id: str, streams: Streams) -> None:
+        self.id = id
+        self.exec_id = exec_id
+        self.streams = streams
+        self._connection = connection
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None:
+        """The writer, where stdin is PIPE; `close_stdin` ends it."""
+        return self.streams.stdin
+
+    @property
+    def stdout(self) -> asyncio.StreamReader | None:
+        return self.streams.stdout
+
+    @property
+    def stderr(self) -> asyncio.StreamReader | None:
+        return self.streams.stderr
+
+    async def start(self) -> int:
+        """Start it; returns its pid on the host."""
+        request = task_pb2.StartRequest(id=self.id, exec_id=self.exec_id)
+        return int((await self._call("Start", request, task_pb2.StartResponse)).pid)
+
+    async def wait(self) -> Exit:
+        """Wait until it has ended."""
+        request = task_pb2.WaitRequest(id=self.id, exec_id=self.exec_id)
+        answer = await self._connection.call("Wait", request, task_pb2.WaitResponse)
+        return Exit(answer.exit_status, read_time(answer.exited_at))
+
+    async def kill(self, signal: int = signals.SIGTERM, *, all: bool = False) -> None:
+        """Send a signal; `all` to every process of the container. NotFound where it has ended already."""
+        request = task_pb2.KillRequest(id=self.id, exec_id=self.exec_id, signal=signal, all=all)
+        await self._call("Kill", request, Empty)
+
+    async def state(self) -> State:
+        request = task_pb2.StateRequest(id=self.id, exec_id=self.exec_id)
+        answer = await self._call("State", request, task_pb2.StateResponse)
+        status = Status.of_number(answer.status)
+        ended = Exit(answer.exit_status, read_time(answer.exited_at)) if status is Status.STOPPED else None
+        return State(
+            id=answer.id,
+            pid=answer.pid,
+            status=status,
+            exit=ended,
+            terminal=answer.terminal,
+            bundle=Path(answer.bundle),
+            stdin=answer.stdin,
+            stdout=answer.stdout,
+            stderr=answer.stderr,
+        )
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Set the size of its terminal; nothing where it has none."""
+        request = task_pb2.ResizePtyRequest(id=self.id, exec_id=self.exec_id, width=columns, height=rows)
+        await self._call("ResizePty", request, Empty)
+
+    async def close_stdin(self) -> None:
+        """Let it read the end of its stdin, once every writer has closed theirs; ours is closed here."""
+        if self.stdin is not None:
+            self.stdin.close()
+        await self._call("CloseIO", task_pb2.CloseIORequest(id=self.id, exec_id=self.exec_id, stdin=True), Empty)
+
+    async def wait_output(self) -> Finished:
+        """Read PIPEs to their end while waiting for the exit."""
+        exit, stdout, stderr = await asyncio.gather(self.wait(), _read_all(self.stdout), _read_all(self.stderr))
+        return Finished(exit.status, stdout, stderr)
+
+    async def delete(self) -> Exit:
+        """Have the worker forget it; it must have ended (or never have been started)."""
+        request = task_pb2.DeleteRequest(id=self.id, exec_id=self.exec_id)
+        answer = await self._call("Delete", request, task_pb2.DeleteResponse)
+        await self.streams.wait_drained(_DRAIN_TIMEOUT_S)
+        self.streams.close()
+        self.streams.unlink()
+        return Exit(answer.exit_status, read_time(answer.exited_at))
+
+    async def close(self) -> None:
+        """Close our ends of its streams."""
+        for task in list(self._background):
+            task.cancel()
+        self.streams.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def begin_streams(self) -> None:
+        """Let its bytes run, once the worker has opened its ends; `Node.create` and `Container.exec` have done so."""
+        await self.streams.begin(self._stdin_ended)
+
+    def _stdin_ended(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._close_stdin_quietly())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _close_stdin_quietly(self) -> None:
+        try:
+            await self.close_stdin()
+        except errors.Error:
+            pass  # it has ended, or was removed: nobody reads that stdin
+
+    async def _call(self, method: str, request: Any, response: Any) -> Any:
+        return await self._connection.call(method, request, response, timeout_s=_CALL_TIMEOUT_S)
+
+
+class Container(Process):
+    """A container, and its init. Leaving it as a context manager closes the connection; `remove` is what ends it."""
+
+    def __init__(self, bundle: Bundle, connection: Connection, streams: Streams) -> None:
+        super().__init__(connection, bundle.id, "", streams)
+        self.bundle = bundle
+
+    @property
+    def namespace(self) -> str:
+        return self.bundle.namespace
+
+    @property
+    def record(self) -> Record:
+        """What was asked for at its creation."""
+        return self.bundle.read_record()
+
+    async def exec(
+        self,
+        args: Sequence[str],
+        *,
+        env: Sequence[str] = (),
+        cwd: str | None = None,
+        user: dict[str, Any] | None = None,
+        stdio: Stdio | None = None,
+        exec_id: str | None = None,
+    ) -> Process:
+        """A further process, not started yet: environment, user and directory are the init's where none is given.
+
+        `env` holds ``NAME=value`` texts; `user` is an OCI ``user`` object.
+        """
+        stdio = stdio or Stdio()
+        exec_id = check_identifier(exec_id or f"exec-{new_id()}", "exec id")
+        spec = exec_process(self.bundle.read_config(), args, env=env, cwd=cwd, user=user)
+        stdio.apply(spec)
+        streams = Streams(stdio, self.bundle.stdio_path, f"{exec_id}.")
+        process = Process(self._connection, self.id, exec_id, streams)
+        try:
+            streams.prepare()
+            stdin, stdout, stderr = streams.uris
+            request = task_pb2.ExecProcessRequest(
+                id=self.id,
+                exec_id=exec_id,
+                terminal=stdio.terminal,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                spec=WireAny(type_url=_PROCESS_TYPE_URL, value=json.dumps(spec).encode()),
+            )
+            await self._call("Exec", request, Empty)
+            await process.begin_streams()
+        except BaseException:
+            streams.close()
+            streams.unlink()
+            raise
+        return process
+
+    async def attach(self, stdio: Stdio) -> Process:
+        """The init with streams of ours, where its own are fifos; they begin at once."""
+        state = await self.state()
+        if state.status is Status.STOPPED:
+            raise errors.FailedPrecondition(f"container {self.id} is not running")
+        streams = Streams(stdio, self.bundle.stdio_path, "")
+        process = Process(self._connection, self.id, "", streams)
+        streams.attach((state.stdin, state.stdout, state.stderr))
+        await process.begin_streams()
+        return process
+
+    async def pids(self) -> dict[int, str]:
+        """Every process in it: pid on the host, and the exec id where it is an exec's own ("" otherwise)."""
+        answer = await self._call("Pids", task_pb2.PidsRequest(id=self.id), task_pb2.PidsResponse)
+        return {process.pid: _exec_id_of(process.info) for process in answer.processes}
+
+    async def pause(self) -> None:
+        await self._call("Pause", task_pb2.PauseRequest(id=self.id), Empty)
+
+    async def resume(self) -> None:
+        await self._call("Resume", task_pb2.ResumeRequest(id=self.id), Empty)
+
+    async def remove(self, *, force: bool = False) -> Exit | None:
+        """Delete it and its bundle; its exit, where one is known.
+
+        FailedPrecondition while it runs, unless `force`, which kills it. A container whose worker is gone, or that was
+        never completely created, is removed too: then None.
+        """
+        ended = await self._delete_task(force)
+        await self.close()
+        self.bundle.remove()
+        return ended
+
+    async def close(self) -> None:
+        await super().close()
+        await self._connection.close()
+
+    async def _delete_task(self, force: bool) -> Exit | None:
+        try:
+            state = await self.state()
+        except errors.NotFound:
+            await self._shut_down()
+            return None
+        if state.status not in (Status.STOPPED, Status.CREATED):
+            if not force:
+                raise errors.FailedPrecondition(
+                    f"container {self.id} is {state.status.value}: stop it first, or use force"
+                )
+            await self._kill_and_wait()
+        ended = await self.delete()
+        await self._shut_down()
+        return ended
+
+    async def _kill_and_wait(self) -> None:
+        try:
+            await self.kill(signals.SIGKILL)
+        except errors.NotFound:
+            pass  # it ended in the meantime, which is what was wanted
+        await self.wait()
+
+    async def _shut_down(self) -> None:
+        try:
+            await self._call("Shutdown", task_pb2.ShutdownRequest(id=self.id), Empty)
+        except errors.Unavailable:
+            pass  # the socket closes with the last container behind it, sometimes before the answer
+
+
+def exec_process(
+    config: dict[str, Any],
+    args: Sequence[str],
+    *,
+    env: Sequence[str] = (),
+    cwd: str | None = None,
+    user: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The OCI process of an exec: the init's, with what is given put in its place."""
+    process = dict(config.get("process") or {})
+    process["args"] = list(args)
+    process["env"] = merge_env(process.get("env") or [], env)
+    if cwd is not None:
+        process["cwd"] = cwd
+    if user is not None:
+        process["user"] = user
+    return process
+
+
+def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """`base` with the variables of `changes` (``NAME=value``) in their place."""
+    merged = dict(entry.partition("=")[::2] for entry in base)
+    merged.update(entry.partition("=")[::2] for entry in changes)
+    return [f"{name}={value}" for name, value in merged.items()]
+
+
+async def _read_all(reader: asyncio.StreamReader | None) -> bytes:
+    return b"" if reader is None else await reader.read()
+
+
+def _exec_id_of(info: WireAny) -> str:
+    from dunnage.api import options_pb2
+
+    if info.type_url.rpartition("/")[2] != options_pb2.ProcessDetails.DESCRIPTOR.full_name:
+        return ""
+    return options_pb2.ProcessDetails.FromString(info.value).exec_id
+
+
+def own_stdio(*, interactive: bool, terminal: bool) -> Stdio:
+    """This process's own standard streams, and the size of the terminal that they are."""
+    size = terminal_size(0) or terminal_size(1) if terminal else None
+    return Stdio(
+        stdin=0 if interactive else None, stdout=1, stderr=None if terminal else 2, terminal=terminal, size=size
+    )
+
+
+def pipes(*, stdin: bool = False) -> Stdio:
+    """Streams to read and write here."""
+    return Stdio(stdin=PIPE if stdin else None, stdout=PIPE, stderr=PIPE)

@@ -1,0 +1,362 @@
+"""A node: making containers without containerd, finding those that are there, and asking every worker of the machine.
+
+`Node` does what containerd does, against the same worker: it makes a bundle, has the launcher start a worker for it,
+and speaks ttrpc to that worker. It also reads the node sockets of every key, those that a containerd drives included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from dunnage import errors
+from dunnage.api import events_pb2, forward_pb2, mount_pb2, node_pb2, options_pb2, task_pb2
+from dunnage.client import launch
+from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, LOCAL_KEY, Bundle, Record, find_bundles, new_id
+from dunnage.client.connection import NODE_SERVICE, TASK_SERVICE, Connection
+from dunnage.client.container import Container, Process, pipes
+from dunnage.client.settings import Prepared, Settings, prepare
+from dunnage.client.stdio import PIPE, Stdio, Streams
+from dunnage.client.values import Event, Finished, Listed, Status, read_time
+
+_NODE_TIMEOUT_S = 5.0
+_EVENTS_WAIT_MS = 20_000
+_KEYS_INTERVAL_S = 1.0
+_CREATE_TIMEOUT_S = 180.0
+
+
+class WorkerProcess(NamedTuple):
+    """One worker of a node and the group it serves."""
+
+    name: str
+    pid: int
+
+
+class NodeStatus(NamedTuple):
+    """The processes behind one key, and how many containers they have."""
+
+    key: str
+    version: str
+    keeper_pid: int
+    worker_pid: int
+    worker_started: datetime | None
+    containerd_address: str
+    containers: int
+    workers: tuple[WorkerProcess, ...]
+
+
+class Node:
+    """This machine's containers. `state` is where every key has its directory; `namespace` keeps local ids apart."""
+
+    def __init__(
+        self,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        state: Path = DEFAULT_STATE,
+        launcher: Sequence[str] | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.state = state
+        self._launcher = launcher
+        self._opened: list[Container] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections of every container that was got here; the containers stay."""
+        while self._opened:
+            await self._opened.pop().close()
+
+    async def create(
+        self,
+        settings: Settings,
+        *,
+        id: str | None = None,
+        stdio: Stdio | None = None,
+        detached: bool = False,
+        remove_when_stopped: bool = False,
+    ) -> Container:
+        """Create a container, not started yet. A detached one without streams of its own writes to its log.
+
+        AlreadyExists where the id is taken; any failure leaves nothing behind.
+        """
+        bundle = Bundle(self.state, self.namespace, id or new_id())
+        bundle.make()
+        if stdio is None:
+            stdio = Stdio(stdout=bundle.log_path, stderr=bundle.log_path) if detached else Stdio()
+        streams: Streams | None = None
+        connection: Connection | None = None
+        try:
+            prepared = prepare(settings, bundle, terminal=stdio.terminal)
+            stdio.apply(prepared.spec["process"])
+            bundle.write_config(prepared.spec)
+            bundle.write_record(_record(bundle, settings, prepared, stdio, detached, remove_when_stopped))
+            streams = Streams(stdio, bundle.stdio_path, "")
+            streams.prepare()
+            address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
+            connection = Connection(address, TASK_SERVICE)
+            container = Container(bundle, connection, streams)
+            await connection.call(
+                "Create",
+                _create_request(bundle, settings, prepared, stdio, streams, self.state),
+                task_pb2.CreateTaskResponse,
+                timeout_s=_CREATE_TIMEOUT_S,
+            )
+        except BaseException:
+            await _undo_create(bundle, connection, streams)
+            raise
+        await container.begin_streams()
+        self._opened.append(container)
+        return container
+
+    async def run(
+        self, settings: Settings, *, id: str | None = None, stdin: bytes = b"", timeout_s: float | None = None
+    ) -> Finished:
+        """Run a container to its end and remove it: its exit status and what it wrote.
+
+        After `timeout_s` it is killed, and TimeoutError raised.
+        """
+        container = await self.create(settings, id=id, stdio=pipes(stdin=bool(stdin)))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await container.start()
+                return await _communicate(container, stdin)
+        finally:
+            await container.remove(force=True)
+
+    async def get(self, id: str) -> Container:
+        """A local container that is there already. Its streams are the worker's; `attach` gives them to us."""
+        bundle = Bundle(self.state, self.namespace, id)
+        connection = Connection(bundle.read_address(), TASK_SERVICE)
+        container = Container(bundle, connection, Streams(Stdio(), bundle.stdio_path, ""))
+        self._opened.append(container)
+        return container
+
+    async def remove(self, id: str, *, force: bool = False) -> None:
+        """Remove a local container, also one whose worker is gone (with `force`, or when it never came to a task)."""
+        bundle = Bundle(self.state, self.namespace, id)
+        if not bundle.exists:
+            raise errors.NotFound(f"container {id} does not exist")
+        try:
+            container = await self.get(id)
+            await container.remove(force=force)
+        except (errors.FailedPrecondition, errors.Unavailable) as error:
+            if not force or not bundle.exists:
+                raise
+            await self._remove_dead(bundle, error)
+
+    def local_ids(self) -> list[str]:
+        """The ids of this namespace's local containers, running or not."""
+        return [bundle.id for bundle in find_bundles(self.state, self.namespace)]
+
+    def keys(self) -> list[str]:
+        """Every key that has a node socket: ``local``, and one for each containerd."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.state) if self._socket_of(entry.name).is_socket())
+        except FileNotFoundError:
+            return []
+
+    async def containers(self) -> list[Listed]:
+        """Every container of every key; a key whose worker does not answer has none."""
+        found: list[Listed] = []
+        for key in self.keys():
+            answer = await self._ask(key, "List", node_pb2.ListRequest(), node_pb2.ListResponse)
+            found += [] if answer is None else [_listed(key, one) for one in answer.containers]
+        return found
+
+    async def status(self) -> list[NodeStatus]:
+        """The processes behind every key that answers."""
+        answers = [
+            await self._ask(key, "Status", node_pb2.StatusRequest(), node_pb2.StatusResponse) for key in self.keys()
+        ]
+        return [_node_status(answer) for answer in answers if answer is not None]
+
+    async def events(self, *, history: bool = False) -> AsyncIterator[Event]:
+        """Events as they happen, of every key, also of keys that come later; `history` begins with what is remembered.
+
+        Ends only by being closed or cancelled.
+        """
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        followed: dict[str, asyncio.Task[None]] = {}
+        first = True
+        try:
+            while True:
+                for key in self.keys():
+                    if key not in followed or followed[key].done():
+                        # of a key that appears while we listen, everything is news
+                        followed[key] = asyncio.create_task(self._follow(key, queue, whole=history or not first))
+                first = False
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KEYS_INTERVAL_S):
+                        yield await queue.get()
+        finally:
+            for task in followed.values():
+                task.cancel()
+
+    async def _follow(self, key: str, queue: asyncio.Queue[Event], *, whole: bool) -> None:
+        connection = Connection(self._socket_of(key), NODE_SERVICE, connect_timeout_s=0)
+        after, wait_ms = 0, 0
+        try:
+            while True:
+                request = node_pb2.EventsRequest(after=after, wait_ms=wait_ms)
+                answer = await connection.call("Events", request, node_pb2.EventsResponse)
+                for event in answer.events:
+                    after = event.sequence
+                    if whole:
+                        queue.put_nowait(_event(key, event.envelope))
+                whole, wait_ms = True, _EVENTS_WAIT_MS
+        except errors.Unavailable:
+            return  # the last worker of this key has gone; if it comes back its key is followed again
+        finally:
+            await connection.close()
+
+    async def _ask(self, key: str, method: str, request: Any, response: Any) -> Any:
+        connection = Connection(self._socket_of(key), NODE_SERVICE, connect_timeout_s=0)
+        try:
+            return await connection.call(method, request, response, timeout_s=_NODE_TIMEOUT_S)
+        except errors.Unavailable:
+            return None  # a stale socket: `doctor` names it
+        finally:
+            await connection.close()
+
+    def _socket_of(self, key: str) -> Path:
+        return self.state / key / "node"
+
+    async def _remove_dead(self, bundle: Bundle, reason: errors.Error) -> None:
+        try:
+            await launch.delete(bundle.path, self.namespace, bundle.id, self._launcher)
+        except errors.Error as error:
+            raise errors.FailedPrecondition(f"{reason}; and cleaning up after it failed: {error}") from error
+        bundle.remove()
+
+
+def _record(
+    bundle: Bundle, settings: Settings, prepared: Prepared, stdio: Stdio, detached: bool, remove_when_stopped: bool
+) -> Record:
+    return Record(
+        id=bundle.id,
+        namespace=bundle.namespace,
+        created_at=datetime.now(UTC).isoformat(),
+        command=list(prepared.spec["process"]["args"]),
+        root=prepared.root,
+        runtime=settings.runtime,
+        detached=detached,
+        terminal=stdio.terminal,
+        log=str(stdio.stdout) if isinstance(stdio.stdout, Path) else None,
+        remove_when_stopped=remove_when_stopped,
+    )
+
+
+def _create_request(
+    bundle: Bundle, settings: Settings, prepared: Prepared, stdio: Stdio, streams: Streams, state: Path
+) -> task_pb2.CreateTaskRequest:
+    # a root of our own for the runtime's state: an id of ours may be one of containerd's too
+    options = options_pb2.Options(binary_name=settings.runtime, root=str(state / LOCAL_KEY / "runtime"))
+    stdin, stdout, stderr = streams.uris
+    request = task_pb2.CreateTaskRequest(
+        id=bundle.id,
+        bundle=str(bundle.path),
+        rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in prepared.rootfs],
+        terminal=stdio.terminal,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    request.options.type_url = options.DESCRIPTOR.full_name
+    request.options.value = options.SerializeToString()
+    return request
+
+
+async def _undo_create(bundle: Bundle, connection: Connection | None, streams: Streams | None) -> None:
+    if streams is not None:
+        streams.close()
+    if connection is not None:
+        with contextlib.suppress(errors.Error):  # a worker that is gone has dropped the container with it
+            request = task_pb2.ShutdownRequest(id=bundle.id)
+            await connection.call("Shutdown", request, _empty(), timeout_s=_NODE_TIMEOUT_S)
+        await connection.close()
+    bundle.remove()
+
+
+def _empty() -> Any:
+    from google.protobuf.empty_pb2 import Empty
+
+    return Empty
+
+
+async def _communicate(process: Process, stdin: bytes) -> Finished:
+    async def write() -> None:
+        if process.streams.stdio.stdin is not PIPE or process.stdin is None:
+            return
+        with contextlib.suppress(ConnectionError):  # a process that ends without reading all of it
+            process.stdin.write(stdin)
+            await process.stdin.drain()
+        await process.close_stdin()
+
+    finished, _ = await asyncio.gather(process.wait_output(), write())
+    return finished
+
+
+def _listed(key: str, one: node_pb2.Container) -> Listed:
+    status = Status.of_number(one.status)
+    return Listed(
+        key=key,
+        namespace=one.namespace,
+        id=one.id,
+        status=status,
+        pid=one.pid,
+        exit_status=one.exit_status if status is Status.STOPPED else None,
+        bundle=Path(one.bundle),
+        runtime=one.runtime,
+        created_at=read_time(one.created_at),
+        exited_at=read_time(one.exited_at) if status is Status.STOPPED else None,
+        execs=tuple(one.exec_ids),
+    )
+
+
+def _node_status(answer: node_pb2.StatusResponse) -> NodeStatus:
+    return NodeStatus(
+        key=answer.key,
+        version=answer.version,
+        keeper_pid=answer.keeper_pid,
+        worker_pid=answer.worker_pid,
+        worker_started=read_time(answer.worker_started),
+        containerd_address=answer.containerd_address,
+        containers=answer.containers,
+        workers=tuple(WorkerProcess(worker.name, worker.pid) for worker in answer.workers),
+    )
+
+
+def _event(key: str, envelope: forward_pb2.Envelope) -> Event:
+    return Event(
+        at=read_time(envelope.timestamp),
+        key=key,
+        namespace=envelope.namespace,
+        topic=envelope.topic,
+        fields=_event_fields(envelope.event.type_url, envelope.event.value),
+    )
+
+
+def _event_fields(type_url: str, value: bytes) -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    name = type_url.rpartition("/")[2].rpartition(".")[2]
+    message_class = getattr(events_pb2, name, None)
+    if message_class is None:
+        return {"type_url": type_url}
+    fields: dict[str, Any] = MessageToDict(
+        message_class.FromString(value), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return fields

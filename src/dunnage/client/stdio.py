@@ -1,0 +1,309 @@
+"""A process's standard streams, seen from the client: fifos in the bundle, and who copies between them.
+
+`Streams.prepare` makes the fifos and opens the client's ends, so that the worker never waits for a reader; after the
+worker has opened its own, `begin` lets the bytes run. A stream is a file descriptor of ours (copied by a thread of its
+own, so that a slow reader of ours blocks nobody), PIPE (an asyncio stream), or nothing. A log file needs no client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dunnage import errors
+
+_BLOCK = 65536
+
+
+class Pipe(enum.Enum):
+    """The stream is handed over as an asyncio stream: `Process.stdin`, `Process.stdout`, `Process.stderr`."""
+
+    PIPE = "pipe"
+
+
+PIPE: Final = Pipe.PIPE
+
+
+class Keep(enum.Enum):
+    """The stream is a fifo that waits for whoever attaches; a full one blocks the process."""
+
+    OPEN = "open"
+
+
+OPEN: Final = Keep.OPEN
+
+Source = None | int | Pipe | Keep
+"""Where stdin comes from: nothing, a file descriptor, a stream, or whoever attaches later."""
+
+Sink = None | int | Pipe | Keep | Path
+"""Where output goes: nowhere, a file descriptor, a stream, whoever attaches later, or a log file."""
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """The three streams of a process; file descriptors stay their owner's. A terminal has no stderr of its own, and
+    begins with `size`, (columns, rows).
+
+    A log file must be the sink of both stdout and stderr: that is all the shim protocol can say.
+    """
+
+    stdin: Source = None
+    stdout: Sink = None
+    stderr: Sink = None
+    terminal: bool = False
+    size: tuple[int, int] | None = None
+
+    def apply(self, process: dict[str, Any]) -> None:
+        """Say in an OCI process what these streams ask of it."""
+        process["terminal"] = self.terminal
+        process.pop("consoleSize", None)
+        if self.terminal and self.size is not None:
+            columns, rows = self.size
+            process["consoleSize"] = {"height": rows, "width": columns}
+
+    def check(self) -> None:
+        """InvalidArgument for a combination that the shim protocol cannot carry."""
+        if self.terminal and (self.stdout is None or isinstance(self.stdout, Path)):
+            raise errors.InvalidArgument("a terminal needs a reader: it can go neither to a file nor nowhere")
+        logs = [sink for sink in (self.stdout, self.stderr) if isinstance(sink, Path)]
+        if logs and (self.stdout != self.stderr or not logs[0].is_absolute()):
+            raise errors.InvalidArgument("a log file must be one absolute path for stdout and stderr")
+
+
+class Streams:
+    """The client's ends of one process's streams. `close` is idempotent and safe at any point of the way."""
+
+    def __init__(self, stdio: Stdio, directory: Path, prefix: str) -> None:
+        stdio.check()
+        self.stdio = stdio
+        self.uris = ("", "", "")
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self.broken = asyncio.Event()
+        """Set when a file descriptor of ours that takes output has no reader any more."""
+        self._paths = tuple(directory / f"{prefix}{end}" for end in ("stdin", "stdout", "stderr"))
+        self._made: list[Path] = []
+        self._fds: dict[str, int] = {}
+        self._copies: list[Copy] = []
+        self._ends: list[asyncio.Future[None]] = []
+        self._transports: list[asyncio.BaseTransport] = []
+
+    def prepare(self) -> None:
+        """Make the fifos and open our ends of them; `uris` is what Create or Exec must say."""
+        stdin, stdout, stderr = self._paths
+        if isinstance(self.stdio.stdout, Path):
+            log = f"file://{self.stdio.stdout}"
+            self.uris = (self._fifo(stdin) if self.stdio.stdin is not None else "", log, log)
+        else:
+            self.uris = (
+                self._fifo(stdin) if self.stdio.stdin is not None else "",
+                self._fifo(stdout) if self.stdio.stdout is not None else "",
+                self._fifo(stderr) if self.stdio.stderr is not None and not self.stdio.terminal else "",
+            )
+        self._open_ends(*self.uris)
+
+    def attach(self, uris: tuple[str, str, str]) -> None:
+        """Open our ends of fifos that are there already, for those streams that we want."""
+        self.uris = uris
+        wanted = (self.stdio.stdin, self.stdio.stdout, None if self.stdio.terminal else self.stdio.stderr)
+        for uri, stream in zip(uris, wanted, strict=True):
+            if stream is not None and not uri.startswith("/"):
+                raise errors.FailedPrecondition(f"a stream that goes to {uri or 'nothing'} cannot be attached to")
+        stdin, stdout, stderr = (uri if stream is not None else "" for uri, stream in zip(uris, wanted, strict=True))
+        self._open_ends(stdin, stdout, stderr)
+
+    async def begin(self, on_stdin_end: Callable[[], None] | None = None) -> None:
+        """Let the bytes run. `on_stdin_end` is called in the loop when our stdin has ended and our writer closed."""
+        loop = asyncio.get_running_loop()
+        self._close_fd("stdin.hold")
+        await self._begin_stdin(loop, on_stdin_end)
+        self.stdout = await self._begin_output(loop, "stdout", self.stdio.stdout)
+        if not self.stdio.terminal:
+            self.stderr = await self._begin_output(loop, "stderr", self.stdio.stderr)
+
+    async def wait_drained(self, timeout_s: float) -> bool:
+        """Wait until every copied output is at its end; False when that took too long."""
+        if not self._ends:
+            return True
+        _, pending = await asyncio.wait(self._ends, timeout=timeout_s)
+        return not pending
+
+    def close(self) -> None:
+        """Stop copying, close our ends, unlink the fifos that we made."""
+        for copy in self._copies:
+            copy.stop()
+        self._copies.clear()
+        for transport in self._transports:
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
+            else:
+                transport.close()
+        self._transports.clear()
+        for name in list(self._fds):
+            self._close_fd(name)
+
+    def unlink(self) -> None:
+        """Remove the fifos that we made: after this nobody can attach."""
+        for path in self._made:
+            path.unlink(missing_ok=True)
+        self._made.clear()
+
+    def _fifo(self, path: Path) -> str:
+        os.mkfifo(path, 0o600)
+        self._made.append(path)
+        return str(path)
+
+    def _open_ends(self, stdin: str, stdout: str, stderr: str) -> None:
+        if stdin and self.stdio.stdin is not OPEN:
+            # a writer can be opened without waiting only while there is a reader: `hold` is that until the worker's
+            self._fds["stdin.hold"] = os.open(stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fds["stdin"] = os.open(stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        for name, path, sink in (("stdout", stdout, self.stdio.stdout), ("stderr", stderr, self.stdio.stderr)):
+            if path and sink is not OPEN and not isinstance(sink, Path):
+                self._fds[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    async def _begin_stdin(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None] | None) -> None:
+        if "stdin" not in self._fds:
+            return
+        fifo = self._fds.pop("stdin")
+        if isinstance(self.stdio.stdin, int):
+            self._copies.append(Copy(self.stdio.stdin, fifo, owns_sink=True, on_end=_in_loop(loop, on_end)))
+            return
+        file = os.fdopen(fifo, "wb", buffering=0)
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, file)
+        self._transports.append(transport)
+        self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+
+    async def _begin_output(
+        self, loop: asyncio.AbstractEventLoop, name: str, sink: Sink
+    ) -> asyncio.StreamReader | None:
+        if name not in self._fds:
+            return None
+        fifo = self._fds.pop(name)
+        if isinstance(sink, int):
+            end = loop.create_future()
+            self._ends.append(end)
+
+            def ended() -> None:
+                if copy.is_broken:
+                    self.broken.set()
+                if not end.done():
+                    end.set_result(None)
+
+            copy = Copy(fifo, sink, owns_source=True, on_end=_in_loop(loop, ended))
+            self._copies.append(copy)
+            return None
+        reader = asyncio.StreamReader(loop=loop)
+        file = os.fdopen(fifo, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader, loop=loop), file)
+        self._transports.append(transport)
+        return reader
+
+    def _close_fd(self, name: str) -> None:
+        fd = self._fds.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+
+class Copy:
+    """One direction of one stream, on a daemon thread: reads until the source ends, writes all of it.
+
+    A descriptor that it owns is closed when the copy ends; another's is left alone, blocking or not. `on_end` is called
+    from the thread. A sink without a reader ends the copy: `is_broken`.
+    """
+
+    def __init__(
+        self,
+        source: int,
+        sink: int,
+        *,
+        owns_source: bool = False,
+        owns_sink: bool = False,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._source, self._sink = source, sink
+        self._owned = [fd for fd, owned in ((source, owns_source), (sink, owns_sink)) if owned]
+        self._on_end = on_end
+        self._stopped = False
+        self._wake, self._waker = os.pipe()
+        self._lock = threading.Lock()
+        self.is_broken = False
+        threading.Thread(target=self._run, name="dunnage-copy", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the copy soon, without an `on_end`."""
+        with self._lock:
+            self._stopped = True
+            if self._waker >= 0:
+                os.close(self._waker)
+                self._waker = -1
+
+    def _run(self) -> None:
+        try:
+            while self._wait(self._source, select.POLLIN):
+                try:
+                    block = os.read(self._source, _BLOCK)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    if error.errno != errno.EIO:  # a terminal of ours that was hung up reads as its end
+                        raise
+                    block = b""
+                if not block or not self._write(block):
+                    break
+        finally:
+            self._finish()
+
+    def _write(self, block: bytes) -> bool:
+        rest = memoryview(block)
+        while rest:
+            if not self._wait(self._sink, select.POLLOUT):
+                return False
+            try:
+                rest = rest[os.write(self._sink, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                self.is_broken = True
+                return False
+        return True
+
+    def _wait(self, fd: int, events: int) -> bool:
+        poll = select.poll()
+        poll.register(fd, events)
+        poll.register(self._wake, select.POLLIN)
+        ready = dict(poll.poll())
+        return self._wake not in ready
+
+    def _finish(self) -> None:
+        for fd in self._owned:
+            os.close(fd)
+        with self._lock:
+            os.close(self._wake)
+            if self._waker >= 0:
+                os.close(self._waker)
+                self._waker = -1
+            stopped = self._stopped
+        if not stopped:
+            self._on_end()
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None] | None) -> Callable[[], None]:
+    def from_thread() -> None:
+        if call is None:
+            return
+        try:
+            loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            pass  # the loop is closed: nobody is left to be told
+
+    return from_thread
