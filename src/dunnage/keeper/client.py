@@ -1,0 +1,230 @@
+"""The worker's side of the keeper: asks, and hears what happens. Nothing here blocks, and nothing waits in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dunnage import errors
+from dunnage.keeper import messages
+from dunnage.keeper.messages import Inherited
+from dunnage.linux.attributes import Attributes
+
+__all__ = ["Attributes", "Child", "Exit", "Inherited", "Keeper"]
+
+
+class Exit(NamedTuple):
+    """How a process ended: exactly one of both is set."""
+
+    code: int | None
+    signal: int | None
+
+    @property
+    def status(self) -> int:
+        """The exit status as containerd has it: the code, or 128 + signal."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+
+class Child(NamedTuple):
+    """``pidfd`` belongs to the caller."""
+
+    pid: int
+    pidfd: int
+
+
+class Keeper:
+    """Made inside the running loop; notices come no sooner than the caller's next await, so set the callbacks first.
+
+    Requests go out in the order of the calls, also those that await no answer. After ``on_closed`` every request raises
+    `errors.Unavailable`.
+    """
+
+    def __init__(self, inherited: Inherited) -> None:
+        self.fds: Mapping[str, int] = inherited.fds
+        self.children: Mapping[int, str] = inherited.children
+        self.keeper_pid = inherited.keeper_pid
+        self.name = inherited.name
+        self.on_accept: Callable[[str, str, int], None] = lambda _listener, _name, fd: os.close(fd)
+        self.on_given: Callable[[str, int], None] = lambda _name, fd: os.close(fd)
+        self.on_child: Callable[[], None] = lambda: None
+        self.on_closed: Callable[[], None] = lambda: None
+        self._sock = inherited.sock
+        self._sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._sock, self._on_readable)
+        self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._calls = 0
+        self._closed = False
+
+    # --- the verbs
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | int,
+        fds: Mapping[int, int],
+        attributes: Attributes | None = None,
+    ) -> Child:
+        """Run a program as the keeper's child; ``fds`` maps its fds to ours, 0, 1 and 2 default to /dev/null.
+
+        The command is looked up in the PATH of ``env``. Raises OSError of the exec's errno, whose ``strerror`` is what
+        Go says in that case: ``exec: "no-runc": executable file not found in $PATH``.
+        """
+        targets, sources = list(fds.keys()), list(fds.values())
+        message = {
+            "verb": "spawn",
+            "name": name,
+            "argv": list(argv),
+            "env": dict(env),
+            "cwd": cwd if isinstance(cwd, str) else None,
+            "targets": targets,
+            "attributes": attributes.to_json() if attributes else None,
+        }
+        return await self._ask_child(message, sources if isinstance(cwd, str) else [*sources, cwd])
+
+    async def fork(self, name: str, entry: str, argument: object, *, fds: Mapping[str, int] | None = None) -> Child:
+        """Run ``entry(argument, fds)`` of the warm image in a child, whose exit status is its result."""
+        named = fds or {}
+        message = {"verb": "fork", "name": name, "entry": entry, "argument": argument, "fds": list(named.keys())}
+        return await self._ask_child(message, list(named.values()))
+
+    async def fork_worker(self, name: str, argument: object, *, entry: str | None = None) -> Child:
+        """Make a further worker, which is forked again whenever it ends otherwise than with status 0.
+
+        It inherits what has been stored with its name as the owner. ``entry`` defaults to the first worker's.
+        """
+        return await self._ask_child({"verb": "worker", "name": name, "entry": entry, "argument": argument}, [])
+
+    async def peek(self, pid: int) -> Exit | None:
+        """How a child ended, as often as one asks; None while it runs.
+
+        Raises ChildProcessError when the keeper has no such child.
+        """
+        answer, _ = await self._ask({"verb": "peek", "pid": pid}, [])
+        return Exit(*answer["exit"]) if "exit" in answer else None
+
+    def reap(self, pid: int) -> None:
+        """Let a dead child's pid go; nothing happens if that was done before, or if it still runs."""
+        self._say({"verb": "reap", "pid": pid})
+
+    def store(self, name: str, fd: int, *, owner: str | None = None) -> None:
+        """Have a copy of ``fd`` kept for the next worker of our name, or given to another worker."""
+        self._say({"verb": "store", "name": name, "owner": owner}, [fd])
+
+    def release(self, name: str, *, owner: str | None = None) -> None:
+        """Have a stored fd closed; nothing happens if there is none."""
+        self._say({"verb": "release", "name": name, "owner": owner})
+
+    def accept_on(self, name: str) -> None:
+        """Have connections accepted on a stored listener; each is stored as ``<name>#<n>``, and ``on_accept`` hears."""
+        self._say({"verb": "accept_on", "name": name})
+
+    def stop_accepting(self, name: str) -> None:
+        self._say({"verb": "stop_accepting", "name": name})
+
+    def idle(self, after_s: float | None) -> None:
+        """Nothing is left here: the keeper may end in ``after_s`` seconds if nothing happens. None takes that back.
+
+        So does any connection accepted, any child and any fd stored meanwhile.
+        """
+        self._say({"verb": "idle", "after_s": after_s})
+
+    # --- the socket
+
+    async def _ask_child(self, message: dict[str, Any], fds: Sequence[int]) -> Child:
+        answer, received = await self._ask(message, fds)
+        return Child(answer["pid"], received[0])
+
+    async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+        if len(fds) > messages.MAX_FDS:
+            raise errors.ResourceExhausted(f"{len(fds)} fds in one request, at most {messages.MAX_FDS} are possible")
+        self._calls += 1
+        call = self._calls
+        answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
+        self._answers[call] = answer
+        self._say({**message, "call": call}, fds)
+        try:
+            return await answer
+        finally:
+            self._answers.pop(call, None)
+
+    def _say(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if self._closed:
+            raise errors.Unavailable("the keeper is gone")
+        if not self._outgoing:
+            try:
+                messages.send(self._sock, message, fds)
+            except (BlockingIOError, ConnectionError):
+                pass  # a broken connection is read as its end
+            else:
+                return
+            self._loop.add_writer(self._sock, self._on_writable)
+        self._outgoing.append((message, [os.dup(fd) for fd in fds]))
+
+    def _on_writable(self) -> None:
+        while self._outgoing:
+            message, fds = self._outgoing[0]
+            try:
+                messages.send(self._sock, message, fds)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                break
+            messages.close_all(fds)
+            self._outgoing.popleft()
+        self._loop.remove_writer(self._sock)
+
+    def _on_readable(self) -> None:
+        while not self._closed:
+            try:
+                packet = messages.receive(self._sock)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                packet = None
+            if packet is None:
+                self._close()
+                return
+            self._take(packet)
+
+    def _take(self, packet: messages.Packet) -> None:
+        message, fds = packet.message, packet.fds
+        if "answer" in message:
+            answer = self._answers.pop(message["answer"], None)
+            if answer is None or answer.done():
+                messages.close_all(fds)  # whoever asked has been cancelled
+            elif "error" in message:
+                answer.set_exception(OSError(message["error"]["errno"], message["error"]["text"]))
+            elif packet.truncated:
+                answer.set_exception(OSError(errno.EMFILE, "no room for the pidfd of a new child"))
+            else:
+                answer.set_result((message, fds))
+        elif message["say"] == "died":
+            self.on_child()
+        elif packet.truncated:
+            pass  # the keeper still has it: the worker is out of fds, and the next one inherits it
+        elif message["say"] == "accepted":
+            self.on_accept(message["listener"], message["name"], fds[0])
+        else:
+            self.on_given(message["name"], fds[0])
+
+    def _close(self) -> None:
+        self._closed = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        for _, fds in self._outgoing:
+            messages.close_all(fds)
+        self._outgoing.clear()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(errors.Unavailable("the keeper is gone"))
+        self.on_closed()
