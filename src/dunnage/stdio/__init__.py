@@ -1,0 +1,11 @@
+"""A process's stdio: what the request means (`plan`), and the streams themselves (`ProcessIO`).
+
+Bytes go through the kernel from one descriptor to another and are never held here; whoever asked for the streams owns
+the `ProcessIO` and closes it.
+"""
+
+from dunnage.stdio.budget import PipeBudget
+from dunnage.stdio.plan import Kind, Plan, plan
+from dunnage.stdio.process import Keep, ProcessIO
+
+__all__ = ["Keep", "Kind", "PipeBudget", "Plan", "ProcessIO", "plan"]

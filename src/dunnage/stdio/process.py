@@ -1,0 +1,374 @@
+"""One process's three streams: opened, pumped, drained, closed; rebuilt after the worker's death from what was kept.
+
+Every descriptor that must outlive the worker is in the keeper's store under ``<name>:<end>`` from the moment it is open
+until it is closed: the ends of the shim only, never the container's, else nothing would ever end. The ends are:
+
+    stdout.pipe, stderr.pipe    what the process writes             stdin.fifo     the client's stdin, to read
+    stdout.sink, stderr.sink    where it goes: a fifo or a file     stdin.writer   the extra writer, until CloseIO
+    terminal                    the pty master                      stdin.pipe     what the process reads
+
+They are stored sink first and released source first, so that whatever is missing after a death says how far things
+were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from dunnage import errors
+from dunnage.stdio import fifo, file
+from dunnage.stdio.budget import PipeBudget
+from dunnage.stdio.fifo import OutputFifo
+from dunnage.stdio.plan import Kind, Plan
+from dunnage.stdio.pump import Pump
+from dunnage.stdio.terminal import Terminal
+
+OUTPUTS = ("stdout", "stderr")
+_LOOK_AGAIN_S = (0.01, 0.5)  # for a client that has not come yet when everything is over: first, and at most
+
+
+class Keep(Protocol):
+    """The keeper's store: `store` takes a copy of `fd`, both are ordered, neither answers."""
+
+    def store(self, name: str, fd: int) -> None: ...
+    def release(self, name: str) -> None: ...
+
+
+class ProcessIO:
+    def __init__(self, plan: Plan, *, keep: Keep, name: str, log: logging.Logger, budget: PipeBudget | None) -> None:
+        """Use `open` or `recover`. Without a `budget` shared by all streams of a node the quota is not kept to."""
+        self.plan = plan
+        self.runtime_fds: tuple[int | None, int | None, int | None] = (None, None, None)
+        self._keep = keep
+        self._name = name
+        self._log = log
+        self._budget = budget if budget is not None else PipeBudget()
+        self._fds: dict[str, int] = {}
+        self._fifos: dict[str, OutputFifo] = {}
+        self._pumps: dict[str, Pump] = {}
+        self._looking: dict[str, asyncio.TimerHandle] = {}
+        self._terminal: Terminal | None = None
+        self._drained = asyncio.Event()
+        self._exited = False
+        self._started = False
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        plan: Plan,
+        *,
+        keep: Keep,
+        name: str,
+        log: logging.Logger,
+        budget: PipeBudget | None = None,
+        open_log: Callable[[str], Awaitable[int]] | None = None,
+    ) -> ProcessIO:
+        """Open everything that the plan names and make the process's pipes; Error says what could not be opened.
+
+        `open_log` opens the file of a ``file://`` request where it may sleep; without one it is opened here.
+        """
+        io = cls(plan, keep=keep, name=name, log=log, budget=budget)
+        try:
+            await io._open_sinks(open_log)
+            if plan.stdin:
+                io._fds["stdin.fifo"], io._fds["stdin.writer"] = fifo.open_stdin(plan.stdin)
+                for end in ("stdin.writer", "stdin.fifo"):
+                    io._own(end, io._fds[end])
+            if plan.kind in (Kind.FIFO, Kind.FILE):
+                io._make_pipes()
+        except BaseException:
+            io.close()
+            raise
+        return io
+
+    @classmethod
+    def recover(
+        cls,
+        plan: Plan,
+        fds: Mapping[str, int],
+        *,
+        keep: Keep,
+        name: str,
+        log: logging.Logger,
+        started: bool,
+        budget: PipeBudget | None = None,
+    ) -> ProcessIO:
+        """Go on with what a dead worker kept: `fds` by end (the part after ``<name>:``), which this object now owns.
+
+        With `started` (the runtime had made the process) the pumps run at once. Without, the caller goes on as after
+        `open`, with `start` if the runtime was called; else it closes this and opens anew, for the ends that a runtime
+        would be given died with the worker. A sink that is missing is opened by its path; a source that is missing has
+        ended.
+        """
+        io = cls(plan, keep=keep, name=name, log=log, budget=budget)
+        for end, fd in fds.items():
+            io._fds[end] = fd
+            io._budget.adopt(fd)
+        try:
+            io._reattach()
+            if started:
+                io.start()
+        except BaseException:
+            io.close()
+            raise
+        return io
+
+    # around the runtime's call
+
+    def runtime_started(self) -> None:
+        """Close the container's ends, which the runtime has inherited; idempotent."""
+        fds, self.runtime_fds = self.runtime_fds, (None, None, None)
+        for fd in fds:
+            if fd is not None:
+                os.close(fd)
+
+    def attach_terminal(self, master: int) -> None:
+        """Take the terminal that the runtime sent; `master` is this object's from here on, also when it raises."""
+        self._own("terminal", master)
+        self._terminal = Terminal(master, log=self._log)
+
+    def start(self) -> None:
+        """Let the bytes flow; idempotent."""
+        if self._started or self._closed:
+            return
+        if self.plan.kind is Kind.TERMINAL and "terminal" not in self._fds and not self._exited:
+            raise errors.Internal(f"the terminal of {self._name} was not attached")
+        self._started = True
+        for output in self._fifos.values():
+            output.look_for_client()
+        for stream in OUTPUTS:
+            self._start_output(stream)
+        self._start_stdin()
+        self._note_drained()
+
+    # while it runs
+
+    async def close_stdin(self) -> None:
+        """Give up the extra writer: the process's input ends when the clients have closed theirs too; idempotent."""
+        self._drop("stdin.writer")
+
+    def resize(self, width: int, height: int) -> None:
+        """Columns and rows. FailedPrecondition where there is no terminal (any more)."""
+        if self._terminal is None:
+            raise errors.FailedPrecondition("process has no terminal")
+        self._terminal.resize(width, height)
+
+    def exited(self) -> None:
+        """The process is over: its terminal ends with the last byte in it. Pipes end by themselves. Idempotent."""
+        self._exited = True
+        if self._terminal is not None:
+            self._terminal.let_end()
+        pump = self._pumps.get("stdout")
+        if pump is not None:
+            pump.let_end()
+
+    async def wait_drained(self, timeout_s: float) -> bool:
+        """Whether all that the process wrote was handed over within `timeout_s`. To be asked after its exit.
+
+        A fifo that no client has opened yet counts as handed over when one has, or when this object is closed.
+        """
+        self.exited()
+        if not self._started:
+            return True
+        try:
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close everything and release every name, whatever is still under way; idempotent."""
+        self._closed = True
+        for pump in self._pumps.values():
+            pump.stop()
+        for timer in self._looking.values():
+            timer.cancel()
+        self._pumps.clear()
+        self._looking.clear()
+        self.runtime_started()
+        self._close_terminal()
+        for end in sorted(self._fds, key=_release_order):
+            self._drop(end)
+        self._drained.set()
+
+    # descriptors
+
+    def _own(self, end: str, fd: int) -> None:
+        self._fds[end] = fd
+        self._budget.adopt(fd)
+        self._keep.store(f"{self._name}:{end}", fd)
+
+    def _drop(self, end: str) -> None:
+        fd = self._fds.pop(end, None)
+        if fd is None:
+            return
+        output = self._fifos.pop(end, None)
+        if output is not None:
+            output.close_reader()
+        self._budget.forget(fd)
+        self._keep.release(f"{self._name}:{end}")
+        os.close(fd)
+
+    async def _open_sinks(self, open_log: Callable[[str], Awaitable[int]] | None) -> None:
+        opened: dict[str, str] = {}
+        for stream in OUTPUTS:
+            path = self._path(stream)
+            if not path:
+                continue
+            if path in opened:  # one description for one file
+                self._own(f"{stream}.sink", os.dup(self._fds[f"{opened[path]}.sink"]))
+            elif self.plan.log_file and open_log is not None:
+                self._own(f"{stream}.sink", await open_log(path))
+            else:
+                self._open_sink(stream, path)
+            if f"{stream}.sink" not in self._fifos:
+                opened[path] = stream
+
+    def _open_sink(self, stream: str, path: str) -> None:
+        end = f"{stream}.sink"
+        if self.plan.log_file:
+            self._own(end, file.open_log(path))
+        elif fifo.is_fifo(path):
+            output = OutputFifo.open(path)
+            self._own_fifo(end, output)
+        else:
+            self._own(end, file.open_existing(path))
+
+    def _own_fifo(self, end: str, output: OutputFifo) -> None:
+        self._fifos[end] = output
+        self._own(end, output.writer)
+
+    def _make_pipes(self) -> None:
+        runtime: list[int | None] = [None, None, None]
+        for number, stream in enumerate(("stdin", *OUTPUTS)):
+            if not self._path(stream):
+                continue
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            ours, theirs = (write_end, read_end) if stream == "stdin" else (read_end, write_end)
+            runtime[number] = theirs
+            self.runtime_fds = (runtime[0], runtime[1], runtime[2])
+            os.set_blocking(ours, False)
+            self._own(f"{stream}.pipe", ours)
+            os.fchown(theirs, self.plan.io_uid, self.plan.io_gid)
+
+    def _path(self, stream: str) -> str:
+        path: str = getattr(self.plan, stream)
+        return path
+
+    # the streams
+
+    def _start_output(self, stream: str) -> None:
+        source = self._fds.get(self._source(stream))
+        if source is None:
+            self._finish_sink(stream)
+            return
+        sink = self._fds.get(f"{stream}.sink")
+        if sink is None:  # a terminal's stderr
+            return
+        self._pumps[stream] = pump = Pump(
+            stream, source, sink, log=self._log, budget=self._budget, on_end=lambda: self._output_ended(stream)
+        )
+        if self._exited:
+            pump.let_end()
+        pump.start()
+
+    def _source(self, stream: str) -> str:
+        return "terminal" if self.plan.kind is Kind.TERMINAL else f"{stream}.pipe"
+
+    def _output_ended(self, stream: str) -> None:
+        if self.plan.kind is Kind.TERMINAL:
+            stdin = self._pumps.get("stdin")
+            if stdin is not None:
+                stdin.discard()
+            self._close_terminal()
+        self._drop(self._source(stream))
+        self._finish_sink(stream)
+
+    def _finish_sink(self, stream: str, look_again_s: float = _LOOK_AGAIN_S[0]) -> None:
+        """The stream is over: tell the reader so, once there is or was one."""
+        self._looking.pop(stream, None)
+        output = self._fifos.get(f"{stream}.sink")
+        pump = self._pumps.get(stream)
+        handed_bytes = 0 if pump is None else pump.moved_bytes
+        if output is not None and not output.look_for_client(handed_bytes=handed_bytes):
+            # The kernel has no event for a reader that comes; this ends with the client, or with `close`.
+            again_s = min(look_again_s * 2, _LOOK_AGAIN_S[1])
+            self._looking[stream] = asyncio.get_running_loop().call_later(
+                look_again_s, self._finish_sink, stream, again_s
+            )
+            return
+        self._drop(f"{stream}.sink")
+        self._pumps.pop(stream, None)
+        self._note_drained()
+
+    def _note_drained(self) -> None:
+        if self._started and not any(f"{stream}.sink" in self._fds for stream in OUTPUTS):
+            self._drained.set()
+
+    def _start_stdin(self) -> None:
+        source = self._fds.get("stdin.fifo")
+        if source is None:
+            return
+        sink = self._fds.get("terminal" if self.plan.kind is Kind.TERMINAL else "stdin.pipe")
+        if sink is None:
+            self._end_stdin()
+            return
+        self._pumps["stdin"] = pump = Pump(
+            "stdin", source, sink, log=self._log, budget=self._budget, on_end=self._end_stdin
+        )
+        pump.start()
+
+    def _end_stdin(self) -> None:
+        """No writer is left: the process reads its end, a terminal is hung up."""
+        self._drop("stdin.pipe")
+        self._drop("stdin.fifo")
+        self._drop("stdin.writer")
+        self._pumps.pop("stdin", None)
+        if "terminal" not in self._fds:
+            return
+        output = self._pumps.get("stdout")
+        if output is not None:
+            output.turn()  # what it has written so far is still its client's
+        if "terminal" in self._fds:
+            if output is not None:
+                output.stop()
+            self._output_ended("stdout")
+
+    def _close_terminal(self) -> None:
+        if self._terminal is not None:
+            self._terminal.let_end()
+            self._terminal = None
+
+    # after a death
+
+    def _reattach(self) -> None:
+        for stream in OUTPUTS:
+            end = f"{stream}.sink"
+            path = self._path(stream)
+            writer = self._fds.get(end)
+            if writer is not None and _is_fifo_fd(writer):
+                self._fifos[end] = OutputFifo.adopt(writer)
+            elif writer is None and path and self._source(stream) in self._fds:
+                self._reopen_sink(stream, path)
+        if "terminal" in self._fds:
+            self._terminal = Terminal(self._fds["terminal"], log=self._log)
+
+    def _reopen_sink(self, stream: str, path: str) -> None:
+        try:
+            self._open_sink(stream, path)
+        except errors.Error as error:
+            self._log.error("%s of %s is lost: %s", stream, self._name, error)
+            self._own(f"{stream}.sink", os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _is_fifo_fd(fd: int) -> bool:
+    return fifo.is_fifo(f"/proc/self/fd/{fd}")
+
+
+def _release_order(end: str) -> int:
+    return 1 if end.endswith(".sink") else 0
