@@ -47,7 +47,7 @@ class Store:
 
 
 def fifo_plan(where: Path, *streams: str, terminal: bool = False) -> Plan:
-    paths = {stream: "" for stream in ("stdin", "stdout", "stderr")}
+    paths = dict.fromkeys(("stdin", "stdout", "stderr"), "")
     for stream in streams:
         paths[stream] = str(where / stream)
         os.mkfifo(paths[stream])

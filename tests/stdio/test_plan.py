@@ -62,9 +62,12 @@ def test_unknown_schemes_are_named(scheme: str) -> None:
         plan("", f"{scheme}:///x", "", terminal=False)
 
 
-@pytest.mark.parametrize("stdout", ["relative/path", "file://host/x", "file:relative", "file://", "/a\0b",
-"file:///%00"]) def test_what_cannot_be_meant_is_refused(stdout: str) -> None: with
-pytest.raises(errors.InvalidArgument): plan("", stdout, "", terminal=False)
+@pytest.mark.parametrize(
+    "stdout", ["relative/path", "file://host/x", "file:relative", "file://", "/a\0b", "file:///%00"]
+)
+def test_what_cannot_be_meant_is_refused(stdout: str) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        plan("", stdout, "", terminal=False)
 
 
 @given(st.text(), st.text(), st.text(), st.booleans())
