@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +18,20 @@ from typing import Any, NamedTuple, Self
 from dunnage import errors
 from dunnage.api import events_pb2, forward_pb2, mount_pb2, node_pb2, options_pb2, task_pb2
 from dunnage.client import launch
-from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, LOCAL_KEY, Bundle, Record, find_bundles, new_id
+from dunnage.client.bundle import (
+    DEFAULT_NAMESPACE,
+    DEFAULT_STATE,
+    LOCAL_KEY,
+    Bundle,
+    Record,
+    bundles_directory,
+    find_bundles,
+    new_id,
+)
 from dunnage.client.connection import NODE_SERVICE, TASK_SERVICE, Connection
 from dunnage.client.container import Container, Process, pipes
 from dunnage.client.settings import Prepared, Settings, prepare
-from dunnage.client.stdio import PIPE, Stdio, Streams
+from dunnage.client.stdio import OPEN, PIPE, Stdio, Streams
 from dunnage.client.values import Event, Finished, Listed, Status, read_time
 
 _NODE_TIMEOUT_S = 5.0
@@ -86,16 +95,20 @@ class Node:
         id: str | None = None,
         stdio: Stdio | None = None,
         detached: bool = False,
+        keep_stdin: bool = False,
         remove_when_stopped: bool = False,
     ) -> Container:
-        """Create a container, not started yet. A detached one without streams of its own writes to its log.
+        """Create a container, not started yet.
+
+        A detached one without streams of its own writes to its log; with `keep_stdin` its stdin waits for a writer.
 
         AlreadyExists where the id is taken; any failure leaves nothing behind.
         """
         bundle = Bundle(self.state, self.namespace, id or new_id())
         bundle.make()
         if stdio is None:
-            stdio = Stdio(stdout=bundle.log_path, stderr=bundle.log_path) if detached else Stdio()
+            log = bundle.log_path if detached else None
+            stdio = Stdio(stdin=OPEN if keep_stdin else None, stdout=log, stderr=log)
         streams: Streams | None = None
         connection: Connection | None = None
         try:
@@ -161,6 +174,23 @@ class Node:
         """The ids of this namespace's local containers, running or not."""
         return [bundle.id for bundle in find_bundles(self.state, self.namespace)]
 
+    def local_namespaces(self) -> list[str]:
+        """The namespaces that have local containers."""
+        try:
+            return sorted(entry.name for entry in os.scandir(bundles_directory(self.state)) if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def dead_containers(self, living: Sequence[Listed]) -> list[Listed]:
+        """Local containers of every namespace whose bundle is there, and that no worker has any more."""
+        known = {one.bundle for one in living}
+        bundles = [bundle for namespace in self.local_namespaces() for bundle in find_bundles(self.state, namespace)]
+        return [
+            Listed(LOCAL_KEY, bundle.namespace, bundle.id, Status.UNKNOWN, 0, None, bundle.path)
+            for bundle in bundles
+            if bundle.path not in known
+        ]
+
     def keys(self) -> list[str]:
         """Every key that has a node socket: ``local``, and one for each containerd."""
         try:
@@ -183,7 +213,7 @@ class Node:
         ]
         return [_node_status(answer) for answer in answers if answer is not None]
 
-    async def events(self, *, history: bool = False) -> AsyncIterator[Event]:
+    async def events(self, *, history: bool = False) -> AsyncGenerator[Event, None]:
         """Events as they happen, of every key, also of keys that come later; `history` begins with what is remembered.
 
         Ends only by being closed or cancelled.

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dunnage import errors, spec
+from dunnage import errors
 from dunnage.client.bundle import Bundle, host_filesystems
 from dunnage.client.container import merge_env
+from dunnage.spec import make_spec, parse_mount
 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # on the host's own root its programs are where the caller's shell finds them
@@ -108,14 +109,14 @@ def _make_spec(
     rootfs_path: str,
     mounts: Sequence[str],
 ) -> dict[str, Any]:
-    return spec.make_spec(
+    return make_spec(
         settings.args,
         env=merge_env(env, settings.env),
         cwd=settings.cwd or "/",
         user=settings.user,
         terminal=terminal,
         hostname=settings.hostname or bundle.id,
-        mounts=[spec.parse_mount(text) for text in (*mounts, *settings.mounts)],
+        mounts=[parse_mount(text) for text in (*mounts, *settings.mounts)],
         memory_bytes=settings.memory_bytes,
         cpus=settings.cpus,
         pids=settings.pids,
@@ -123,7 +124,7 @@ def _make_spec(
         read_only=settings.read_only,
         rootfs_path=rootfs_path,
         cgroups_path=cgroups_path(bundle),
-        annotations={},
+        users_root=root,
     )
 
 

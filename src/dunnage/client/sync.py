@@ -199,11 +199,17 @@ class Node:
         id: str | None = None,
         stdio: Stdio | None = None,
         detached: bool = False,
+        keep_stdin: bool = False,
         remove_when_stopped: bool = False,
     ) -> Container:
         """Create a container, not started yet."""
         work = self._node.create(
-            settings, id=id, stdio=stdio, detached=detached, remove_when_stopped=remove_when_stopped
+            settings,
+            id=id,
+            stdio=stdio,
+            detached=detached,
+            keep_stdin=keep_stdin,
+            remove_when_stopped=remove_when_stopped,
         )
         return Container(self._portal, self._portal.call(work))
 

@@ -1,0 +1,1 @@
+"""The command line: containers without containerd, and questions about a node that containerd drives."""
