@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class Error(Exception):
-    """Anything dunnage tells a client went wrong; without a class of its own it is code 2, Unknown, and has no suffix."""
+    """What dunnage tells a client went wrong; without a class of its own it is code 2, Unknown, and has no suffix."""
 
     kind: ClassVar[str] = ""
 

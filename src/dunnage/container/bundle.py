@@ -1,0 +1,145 @@
+"""The bundle directory, file by file: containerd's, every shim's, and our own ``dunnage.json``.
+
+Source for names, contents and modes: shim v2, §1.9. Every write is a temporary file and a rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from dunnage.errors import Error, FailedPrecondition, InvalidArgument
+
+RECORD = "dunnage.json"
+LAUNCH = "dunnage-launch.json"
+RECORD_VERSION = 1
+
+Record = dict[str, Any]
+"""What ``dunnage.json`` holds: JSON values only; ``container.Container.record`` says which."""
+
+
+class Bundle:
+    """One container's bundle, held open so that it is found again wherever its path leads. Owns ``directory``."""
+
+    def __init__(self, path: str, directory: int) -> None:
+        self.path = path
+        self.directory = directory
+
+    @classmethod
+    def open(cls, path: str) -> Bundle:
+        """Open the bundle at ``path``. Raises FailedPrecondition where there is no such directory."""
+        try:
+            return cls(path, os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise FailedPrecondition(f"bundle {path} cannot be opened: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give the directory's descriptor back. Idempotent."""
+        if self.directory >= 0:
+            os.close(self.directory)
+            self.directory = -1
+
+    @property
+    def rootfs(self) -> str:
+        return os.path.join(self.path, "rootfs")
+
+    @property
+    def log_path(self) -> str:
+        """Where the runtime writes its log, shared by all its calls for this bundle."""
+        return os.path.join(self.path, "log.json")
+
+    @property
+    def init_pid_path(self) -> str:
+        return os.path.join(self.path, "init.pid")
+
+    def exec_pid_path(self, exec_id: str) -> str:
+        return os.path.join(self.path, f"{exec_id}.pid")
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the directory: what tells this bundle from a later one of the same name."""
+        status = os.fstat(self.directory)
+        return status.st_dev, status.st_ino
+
+    def make_rootfs(self) -> None:
+        try:
+            os.mkdir("rootfs", 0o711, dir_fd=self.directory)
+        except FileExistsError:
+            pass  # containerd has made it
+
+    def read_spec(self) -> dict[str, Any]:
+        """The OCI spec. Raises InvalidArgument where ``config.json`` is missing or no JSON object."""
+        try:
+            spec = json.loads(self._read("config.json"))
+        except OSError as error:
+            raise InvalidArgument(f"{self.path}/config.json cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InvalidArgument(f"{self.path}/config.json is not JSON: {error}") from error
+        if not isinstance(spec, dict):
+            raise InvalidArgument(f"{self.path}/config.json is not a JSON object")
+        return spec
+
+    def write_options(self, options: Mapping[str, object], runtime: str) -> None:
+        """Leave ``options.json`` and ``runtime`` for whoever runs ``delete`` when no shim is there to ask."""
+        self._write("options.json", json.dumps(options, separators=(",", ":")), 0o600)
+        self._write("runtime", runtime, 0o600)
+
+    def read_record(self) -> Record | None:
+        """What was saved last; None where nothing was. Raises Error for a record of a newer version."""
+        try:
+            record: Record = json.loads(self._read(RECORD))
+        except FileNotFoundError:
+            return None
+        if record.get("version", 0) > RECORD_VERSION:
+            raise Error(f"{self.path}/{RECORD} is of version {record['version']}; this dunnage reads {RECORD_VERSION}")
+        return record
+
+    def save(self, record: Record) -> None:
+        self._write(RECORD, json.dumps({"version": RECORD_VERSION, **record}, separators=(",", ":")), 0o600)
+
+    def read_launch(self) -> Record | None:
+        """What ``write_launch`` wrote; None where it never did."""
+        try:
+            launch: Record = json.loads(self._read(LAUNCH))
+        except FileNotFoundError:
+            return None
+        return launch
+
+    def write_launch(self, launch: Record) -> None:
+        """Keep what the launcher handed down: written once, as large as an environment, so apart from the record."""
+        self._write(LAUNCH, json.dumps(launch, separators=(",", ":")), 0o600)
+
+    def forget(self) -> None:
+        """Remove what only a living container needs."""
+        for name in (RECORD, f".{RECORD}.new", LAUNCH, f".{LAUNCH}.new"):
+            self.remove(name)
+
+    def remove(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self.directory)
+        except FileNotFoundError:
+            pass  # removed before, or never made
+
+    def _read(self, name: str) -> str:
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory), encoding="utf-8") as file:
+            return file.read()
+
+    def _write(self, name: str, text: str, mode: int) -> None:
+        temporary = f".{name}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(temporary, flags, mode, dir_fd=self.directory)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(temporary, name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+
+
+def has_private_pid_namespace(spec: Mapping[str, Any]) -> bool:
+    """True if the container has a pid namespace of its own, whose end kills all in it (shim v2, §4.2)."""
+    linux = spec.get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    for namespace in namespaces if isinstance(namespaces, list) else ():
+        if isinstance(namespace, dict) and namespace.get("type") == "pid":
+            return not namespace.get("path")
+    return False

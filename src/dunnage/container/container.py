@@ -1,0 +1,548 @@
+"""One container: its init, its execs, and every change a client may ask of them.
+
+A change of one process takes its turn after the one before; an exit takes none: it is written down when it is seen, and
+told when ``ordering`` says so. Owns the processes' stdio and watches, and the bundle; everything else is handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dunnage import stdio
+from dunnage.container.bundle import Bundle, Record, has_private_pid_namespace
+from dunnage.container.facts import (
+    IO,
+    Created,
+    Deleted,
+    Ended,
+    ExecAdded,
+    ExecStarted,
+    Exited,
+    Fact,
+    Mount,
+    Started,
+)
+from dunnage.container.host import Death, Host
+from dunnage.container.ordering import INIT, ExitOrder
+from dunnage.container.process import UNKNOWN_STATUS, Exec, Init, Process
+from dunnage.container.states import Operation, State
+from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
+from dunnage.runtime.arguments import Create
+from dunnage.runtime.client import Runtime, Stdio
+from dunnage.runtime.console import ConsoleSocket
+
+CONSOLE_TIMEOUT_S = 30.0  # containerd's own limit for setting up a console or the copying (shim v2, §5.9)
+LAST_EXIT_TIMEOUT_S = 2.0  # how long a Delete waits for the end of what the runtime has just killed
+
+KILL = 9
+
+
+class Options(NamedTuple):
+    """The runtime options of one container (shim v2, §3.2)."""
+
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    shim_cgroup: str = ""
+    io_uid: int = 0
+    io_gid: int = 0
+    binary_name: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+    criu_work_path: str = ""
+
+
+class Container:
+    """A container from its Create to its Delete. ``tell`` gets each fact, in the order the world may learn it."""
+
+    def __init__(
+        self,
+        namespace: str,
+        container_id: str,
+        bundle: Bundle,
+        *,
+        io: IO,
+        rootfs: Sequence[Mount],
+        options: Options,
+        runtime: Runtime,
+        host: Host,
+        tell: Callable[[Fact], None],
+        log: logging.Logger,
+        env: Mapping[str, str],
+        io_drain_timeout_s: float,
+    ) -> None:
+        self.namespace = namespace
+        self.id = container_id
+        self.bundle = bundle
+        self.rootfs = tuple(rootfs)
+        self.options = options
+        self.init = Init(io)
+        self.execs: dict[str, Exec] = {}
+        self.log = log
+        self.env = env
+        self.created_at = time.time_ns()
+        self._runtime = runtime
+        self._host = host
+        self._tell = tell
+        self._io_drain_timeout_s = io_drain_timeout_s
+        self._order = ExitOrder()
+        self._kills_all = True
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """How the keeper's store and log lines call it."""
+        return f"{self.namespace}/{self.id}"
+
+    @property
+    def runtime_command(self) -> str:
+        return self._runtime.command
+
+    def process(self, exec_id: str) -> Process:
+        """The init for an empty id, else the exec. Raises NotFound."""
+        if not exec_id:
+            return self.init
+        if exec_id not in self.execs:
+            raise NotFound(f"process does not exist {exec_id}")
+        return self.execs[exec_id]
+
+    # Create, Start, Exec
+
+    async def create(self) -> int:
+        """Mount the rootfs, have the runtime create the container, and return its init's pid; on failure undo it all.
+
+        Nothing is told of a Create that failed.
+        """
+        self._kills_all = not has_private_pid_namespace(self.bundle.read_spec())
+        self.save()
+        async with self.init.turn:
+            self._order.starting(INIT)
+            try:
+                if self.rootfs:
+                    self.bundle.make_rootfs()
+                    await self._host.mount(self.name, self.bundle.rootfs, self.rootfs)
+                await self._create_init()
+            except BaseException:
+                self._order.start_failed(INIT)
+                self.init.close()
+                await self._undo_create()
+                raise
+            self.save()
+            facts = Created(self.bundle.path, self.rootfs, self.init.io, "", self.init.pid)
+            self._tell(facts)
+            self._tell_exits(self._order.started(INIT))
+        return self.init.pid
+
+    async def start(self, exec_id: str) -> int:
+        """Start the init or an exec; return its pid. Its start is told before anything else of it."""
+        process = self.process(exec_id)
+        async with process.turn:
+            if isinstance(process, Exec):
+                return await self._start_exec(process)
+            return await self._start_init()
+
+    async def add_exec(self, exec_id: str, io: IO, spec: dict[str, Any]) -> None:
+        """Note a further process; nothing runs before its Start."""
+        if exec_id in self.execs:
+            raise AlreadyExists(f"id {exec_id}")
+        self.init.check(Operation.EXEC)
+        stdio.plan(io.stdin, io.stdout, io.stderr, terminal=io.terminal)
+        self.execs[exec_id] = Exec(exec_id, io, spec)
+        self.save()
+        self._tell(ExecAdded(exec_id))
+
+    # What happens to those that run
+
+    async def kill(self, exec_id: str, number: int, *, everyone: bool = False) -> None:
+        """Send a signal to the init (through the runtime), to all of the container, or to an exec."""
+        process = self.process(exec_id)
+        if not isinstance(process, Exec):
+            async with process.turn:
+                process.check(Operation.KILL)
+                await self._runtime.kill(self.id, number, all=everyone)
+            return
+        process.check(Operation.KILL)
+        if process.watch is None:
+            raise NotFound("process already finished")
+        try:
+            process.watch.signal(number)
+        except ProcessLookupError as error:
+            raise NotFound("process already finished") from error
+        except OSError as error:
+            raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
+
+    async def pids(self) -> list[tuple[int, str]]:
+        """Every process in the container as the runtime lists it, each with its exec id or an empty one."""
+        execs = {process.pid: process.id for process in self.execs.values() if process.pid}
+        return [(pid, execs.get(pid, "")) for pid in await self._runtime.ps(self.id)]
+
+    async def close_stdin(self, exec_id: str) -> None:
+        """End the shim's own hold on a process's stdin: it sees its end when every client has let go too."""
+        process = self.process(exec_id)
+        if process.stdio is not None:
+            await process.stdio.close_stdin()
+
+    def resize(self, exec_id: str, width: int, height: int) -> None:
+        """Set a terminal's size in columns and rows; a process without one is left alone."""
+        process = self.process(exec_id)
+        process.check(Operation.RESIZE)
+        if process.io.terminal and process.stdio is not None:
+            process.stdio.resize(width & 0xFFFF, height & 0xFFFF)
+
+    # Delete
+
+    async def delete(self, exec_id: str) -> Ended:
+        """Delete an exec, or the container with everything that is left of it."""
+        process = self.process(exec_id)
+        async with process.turn:
+            process.check(Operation.DELETE)
+            if isinstance(process, Exec):
+                return await self._delete_exec(process)
+            return await self._delete_init()
+
+    async def destroy(self) -> Ended:
+        """End the container whatever its state: for a client that is gone (the ``delete`` action). Tells nothing."""
+        self._tell = _tell_nobody
+        async with self.init.turn:
+            if self.init.state is not State.DELETED:
+                await self._force_delete()
+        return self.init.ended
+
+    # Between two lives of a worker
+
+    def save(self) -> None:
+        """Write down what a next worker needs to go on with this container; after its deletion, nothing."""
+        if self.init.state is State.DELETED:
+            return
+        try:
+            self.bundle.save(self.record())
+        except OSError as error:
+            # the container goes on: only a death of this worker would now cost something
+            self.log.error("failed to save the state of container %s: %s", self.id, error)
+
+    def record(self) -> Record:
+        return {
+            "namespace": self.namespace,
+            "id": self.id,
+            "bundle": self.bundle.path,
+            "created_at": self.created_at,
+            "rootfs": [list(mount) for mount in self.rootfs],
+            "options": self.options._asdict(),
+            "kills_all": self._kills_all,
+            "init": self.init.record(),
+            "execs": {process.id: process.record() for process in self.execs.values()},
+            "untold": list(self._order.waiting),
+        }
+
+    def restore(self, record: Record, fds: dict[str, int]) -> None:
+        """Go on where the last worker stopped. ``fds``: what the store holds for ``io:<this name>``, by the rest of its
+        name. Watches what ran; an exit that was not told yet is told when its time comes."""
+        self.created_at = record["created_at"]
+        self._kills_all = record["kills_all"]
+        self.init.restore(record["init"])
+        for exec_id, saved in record["execs"].items():
+            self.execs[exec_id] = Exec(exec_id, IO(*saved["io"]), saved["spec"])
+            self.execs[exec_id].restore(saved)
+        for exec_id in record["untold"]:
+            if self.process(exec_id).pid:
+                self._order.starting(exec_id)
+                self._order.started(exec_id)
+        for process in [self.init, *self.execs.values()]:
+            self._take_up(process, fds)
+
+    def close(self) -> None:
+        """Give back every descriptor of a container that is deleted or was never made."""
+        for process in [self.init, *self.execs.values()]:
+            process.close()
+        self._host.keep.release(f"bundle:{self.name}")
+        self.bundle.close()
+
+    # Helpers
+
+    async def _create_init(self) -> None:
+        init = self.init
+        async with _Launch(self, init) as launch:
+            arguments = Create(
+                self.bundle.path,
+                self.bundle.init_pid_path,
+                launch.console_path,
+                no_pivot=self.options.no_pivot_root,
+                no_new_keyring=self.options.no_new_keyring,
+            )
+            await self._runtime.create(self.id, arguments, launch.runtime_stdio)
+            try:
+                await launch.succeeded()
+                init.pid = _read_pid(self.bundle.init_pid_path, "failed to retrieve OCI runtime container pid")
+            except BaseException:
+                await self._forget_in_runtime()
+                raise
+        init.watch = self._host.watch(init.pid, lambda death: self._died(init, death))
+
+    async def undo_create(self) -> None:
+        """Take back what a Create that a former worker began has left: in the runtime, in the rootfs, in the bundle."""
+        await self._forget_in_runtime()
+        await self._undo_create()
+
+    async def _undo_create(self) -> None:
+        try:
+            if self.rootfs:
+                await self._host.unmount(self.name, self.bundle.rootfs)
+        except Error as error:
+            self.log.error("failed to unmount the rootfs after a failed create: %s", error)
+        self.bundle.forget()
+
+    async def _start_init(self) -> int:
+        init = self.init
+        init.check(Operation.START)
+        self._order.starting(INIT)
+        try:
+            await self._runtime.start(self.id)
+        except BaseException:
+            self._tell_exits(self._order.start_failed(INIT, lives=True))
+            raise
+        if init.state is State.CREATED:  # else it is over already
+            init.state = State.RUNNING
+        self.save()
+        self._tell(Started(init.pid))
+        self._tell_exits(self._order.started(INIT))
+        return init.pid
+
+    async def _start_exec(self, process: Exec) -> int:
+        process.check(Operation.START)
+        if self.init.has_exited or not self._order.starting(process.id):
+            process.release_waiters()
+            raise FailedPrecondition(f"container {self.id} init process is not running")
+        pid_file = self.bundle.exec_pid_path(process.id)
+        try:
+            async with _Launch(self, process) as launch:
+                await self._runtime.exec(
+                    self.id,
+                    process.id,
+                    process.spec,
+                    pid_file=pid_file,
+                    console_socket=launch.console_path,
+                    stdio=launch.runtime_stdio,
+                )
+                await launch.succeeded()
+                process.pid = _read_pid(pid_file, "failed to retrieve OCI runtime exec pid")
+        except BaseException:
+            process.release_waiters()
+            self._tell_exits(self._order.start_failed(process.id))
+            raise
+        process.state = State.RUNNING
+        process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
+        self.save()
+        self._tell(ExecStarted(process.id, process.pid))
+        self._tell_exits(self._order.started(process.id))
+        return process.pid
+
+    async def _delete_exec(self, process: Exec) -> Ended:
+        await self._drain(process)
+        process.state = State.DELETED
+        process.close()
+        process.release_waiters()
+        self.bundle.remove(f"{process.id}.pid")
+        del self.execs[process.id]
+        self.save()
+        return process.ended
+
+    async def _delete_init(self) -> Ended:
+        init = self.init
+        await self._drain(init)
+        try:
+            await self._runtime.delete(self.id)
+        finally:
+            failure = await self._leave_rootfs()
+        if failure is not None:
+            raise failure
+        await self._await_last_exit()
+        self._deleted()
+        return init.ended
+
+    async def _force_delete(self) -> None:
+        try:
+            await self._runtime.delete(self.id, force=True)
+        except Error as error:
+            self.log.warning("failed to remove runc container: %s", error)
+        await self._await_last_exit()
+        failure = await self._leave_rootfs()
+        if failure is not None:
+            self.log.warning("%s", failure)
+        self._deleted()
+
+    async def _leave_rootfs(self) -> Error | None:
+        """Close the init's stdio and unmount the rootfs, also where the runtime's delete has failed."""
+        if self.init.stdio is not None:
+            self.init.stdio.close()
+            self.init.stdio = None
+        if not self.rootfs:
+            return None
+        try:
+            await self._host.unmount(self.name, self.bundle.rootfs)
+        except Error as error:
+            return Error(f"failed rootfs umount: {error}")
+        return None
+
+    async def _await_last_exit(self) -> None:
+        """The runtime has killed what ran: see it end, so that its exit is told before the deletion."""
+        if self.init.pid and not self.init.is_over:
+            try:
+                await asyncio.wait_for(self.init.wait(), LAST_EXIT_TIMEOUT_S)
+            except TimeoutError:
+                self.log.error("init process %d of a deleted container did not end", self.init.pid)
+
+    def _deleted(self) -> None:
+        for process in [self.init, *self.execs.values()]:
+            process.state = State.DELETED
+            process.release_waiters()
+        self.bundle.forget()
+        self._tell(Deleted(self.init.ended))
+
+    async def _drain(self, process: Process) -> None:
+        if process.stdio is not None and not await process.stdio.wait_drained(self._io_drain_timeout_s):
+            self.log.error("failed to drain %s process %s io", "exec" if process.id else "init", process.id or self.id)
+
+    async def _forget_in_runtime(self) -> None:
+        try:
+            await self._runtime.delete(self.id, force=True)
+        except Error as error:
+            self.log.error("failed to delete a container that was created in vain: %s", error)
+
+    def _died(self, process: Process, death: Death) -> None:
+        """A process was seen dead. When this returns, its end is in the record."""
+        process.set_exited(death)
+        if process.stdio is not None:
+            process.stdio.exited()
+        self.save()
+        if process is self.init and self._kills_all:
+            self._order.init_dying()
+            self._in_background(self._end_the_rest())
+        else:
+            self._tell_exits(self._order.exited(process.id))
+
+    async def _end_the_rest(self) -> None:
+        """Kill what an init without a pid namespace of its own leaves behind, then let its exit be told."""
+        try:
+            await self._runtime.kill(self.id, KILL, all=True)
+        except NotFound:
+            pass  # nothing was left
+        except Error as error:
+            self.log.warning("failed to kill init's children: %s", error)
+        self._tell_exits(self._order.exited(INIT))
+
+    def _tell_exits(self, process_ids: Sequence[str]) -> None:
+        for process_id in process_ids:
+            process = self.process(process_id)
+            process.finish()
+            self._tell(Exited(process_id, process.ended))
+        if process_ids:
+            self.save()
+
+    def _take_up(self, process: Process, fds: dict[str, int]) -> None:
+        prefix = f"/{process.id}:" if process.id else ":"
+        mine = {end[len(prefix) :]: fd for end, fd in fds.items() if end.startswith(prefix)}
+        if mine:
+            process.stdio = stdio.ProcessIO.recover(
+                self._plan(process.io),
+                mine,
+                keep=self._host.keep,
+                name=_io_name(self, process),
+                log=self.log,
+                budget=self._host.pipe_budget,
+                started=process.pid != 0,
+            )
+        if process.has_exited:
+            if process.id in self._order.waiting:
+                self._died(process, Death(process.status, process.exited_at or time.time_ns()))
+        elif process.pid:
+            try:
+                process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
+            except ProcessLookupError:
+                self.log.error("process %d ended and its exit status is not known", process.pid)
+                self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
+
+    def _plan(self, io: IO) -> stdio.Plan:
+        options = self.options
+        return stdio.plan(
+            io.stdin, io.stdout, io.stderr, terminal=io.terminal, io_uid=options.io_uid, io_gid=options.io_gid
+        )
+
+    def _in_background(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Launch:
+    """The stdio of a process that the runtime is about to make: set up before the call, given up if it fails."""
+
+    def __init__(self, container: Container, process: Process) -> None:
+        self._container = container
+        self._process = process
+        self._console: ConsoleSocket | None = None
+        self.runtime_stdio: Stdio | None = None
+
+    async def __aenter__(self) -> _Launch:
+        container, process = self._container, self._process
+        try:
+            process.stdio = await stdio.ProcessIO.open(
+                container._plan(process.io),
+                keep=container._host.keep,
+                name=_io_name(container, process),
+                log=container.log,
+                budget=container._host.pipe_budget,
+            )
+        except OSError as error:
+            raise Error(f"failed to create init process I/O: {error}") from error
+        if process.io.terminal:
+            try:
+                self._console = ConsoleSocket.open(container.env)
+            except OSError as error:
+                await self.__aexit__(type(error), error, None)
+                raise Error(f"failed to create OCI runtime console socket: {error}") from error
+        else:
+            self.runtime_stdio = Stdio(*process.stdio.runtime_fds)
+        return self
+
+    @property
+    def console_path(self) -> str | None:
+        return None if self._console is None else self._console.path
+
+    async def succeeded(self) -> None:
+        """The runtime has made the process: let the bytes flow."""
+        assert self._process.stdio is not None
+        if self._console is not None:
+            try:
+                master = await self._console.receive(CONSOLE_TIMEOUT_S)
+            except (OSError, Error) as error:
+                raise Error(f"failed to retrieve console master: {error}") from error
+            self._process.stdio.attach_terminal(master)
+        else:
+            self._process.stdio.runtime_started()
+        self._process.stdio.start()
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if self._console is not None:
+            self._console.close()
+        if error is not None and self._process.stdio is not None:
+            self._process.stdio.close()
+            self._process.stdio = None
+
+
+def _io_name(container: Container, process: Process) -> str:
+    return f"io:{container.name}/{process.id}" if process.id else f"io:{container.name}"
+
+
+def _read_pid(path: str, failure: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError) as error:
+        raise Error(f"{failure}: {error}") from error
+
+
+def _tell_nobody(fact: Fact) -> None:
+    """For a container whose client is gone."""

@@ -1,0 +1,63 @@
+"""The containers that share one address, a pod's or just one: who is there and who is still to come. Pure.
+
+A ``start`` announces a container, its Create takes the announcement up, its Delete ends it. A group that has neither
+containers nor announcements may close (shim v2, §1.10: Shutdown is called after every container of a group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dunnage.container.container import Container
+from dunnage.errors import AlreadyExists, NotFound
+
+
+class Group:
+    """One listener's containers. ``containers`` is by id; all are of ``namespace``."""
+
+    def __init__(self, namespace: str, group_id: str, address: str) -> None:
+        self.namespace = namespace
+        self.id = group_id
+        self.address = address
+        self.containers: dict[str, Container] = {}
+        self._creating: set[str] = set()
+        self._announced: dict[str, float] = {}
+
+    def container(self, container_id: str) -> Container:
+        """Raises NotFound in the words containerd's clients know."""
+        if container_id not in self.containers:
+            raise NotFound("container not created")
+        return self.containers[container_id]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing is here and nothing is to come."""
+        return not (self.containers or self._creating or self._announced)
+
+    def announce(self, container_id: str, until: float) -> None:
+        """A ``start`` was answered: its Create is awaited until then (in the clock of ``expire``)."""
+        self._announced[container_id] = until
+
+    def withdraw(self, container_id: str) -> None:
+        """No Create is awaited for this id any more."""
+        self._announced.pop(container_id, None)
+
+    def expire(self, now: float) -> Iterable[str]:
+        """Drop and return the announcements whose time is over."""
+        over = [container_id for container_id, until in self._announced.items() if until <= now]
+        for container_id in over:
+            del self._announced[container_id]
+        return over
+
+    def begin_create(self, container_id: str) -> None:
+        """Take up an announcement. Raises AlreadyExists for an id that is here or is being created."""
+        if container_id in self.containers or container_id in self._creating:
+            raise AlreadyExists(f"container {container_id}")
+        self._creating.add(container_id)
+        self.withdraw(container_id)
+
+    def end_create(self, container_id: str, container: Container | None) -> None:
+        """The Create is over; None: it failed."""
+        self._creating.discard(container_id)
+        if container is not None:
+            self.containers[container_id] = container

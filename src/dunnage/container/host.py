@@ -1,0 +1,48 @@
+"""What a container needs of the worker it lives in: to be handed in, never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from dunnage.container.facts import Mount
+from dunnage.stdio import Keep, PipeBudget
+
+
+class Death(NamedTuple):
+    """A process was seen dead. ``status``: exit code, or 128 + signal; ``seen_at``: nanoseconds since the epoch."""
+
+    status: int
+    seen_at: int
+
+
+class Watch(Protocol):
+    """A process being watched; its pid cannot be reused while the watch lives."""
+
+    pid: int
+
+    def signal(self, number: int) -> None:
+        """Send a signal. Raises ProcessLookupError when the process has ended."""
+
+    def close(self) -> None:
+        """Stop watching, and let nothing be told any more. Idempotent."""
+
+
+class Host(Protocol):
+    """The worker, as its containers see it."""
+
+    @property
+    def keep(self) -> Keep: ...
+
+    @property
+    def pipe_budget(self) -> PipeBudget: ...
+
+    def watch(self, pid: int, on_death: Callable[[Death], None]) -> Watch:
+        """Watch a child of the keeper. ``on_death`` is called once, and what it wrote down is safe when it returns:
+        only then is the process reaped."""
+
+    async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
+        """Make the mounts in order, all or none. Raises Error with the text of the one that failed."""
+
+    async def unmount(self, name: str, rootfs: str) -> None:
+        """Unmount all at and below ``rootfs``. Raises Error naming what stays mounted."""

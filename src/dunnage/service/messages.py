@@ -1,0 +1,115 @@
+"""From the wire's messages to values and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from dunnage.api import anys, events_pb2, mount_pb2, options_pb2, task_types_pb2
+from dunnage.container.container import Options
+from dunnage.container.facts import (
+    IO,
+    Created,
+    Deleted,
+    ExecAdded,
+    ExecStarted,
+    Exited,
+    Fact,
+    Mount,
+    Started,
+)
+from dunnage.container.states import State
+from dunnage.errors import InvalidArgument
+
+ZERO_TIME_S = -62_135_596_800
+"""Go's zero time, which is how containerd knows that a process has not exited (shim v2, §3.1)."""
+
+STATUS = {
+    State.CREATED: task_types_pb2.CREATED,
+    State.CREATED_CHECKPOINT: task_types_pb2.CREATED,
+    State.RUNNING: task_types_pb2.RUNNING,
+    State.PAUSED: task_types_pb2.PAUSED,
+    State.STOPPED: task_types_pb2.STOPPED,
+    State.DELETED: task_types_pb2.STOPPED,
+}
+
+
+def timestamp(nanoseconds: int | None) -> Timestamp:
+    """A time in nanoseconds since the epoch; None: Go's zero time."""
+    if nanoseconds is None:
+        return Timestamp(seconds=ZERO_TIME_S)
+    return Timestamp(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
+
+
+def mounts(messages: Iterable[mount_pb2.Mount]) -> tuple[Mount, ...]:
+    return tuple(Mount(m.type, m.source, m.target, tuple(m.options)) for m in messages)
+
+
+def options(packed: AnyMessage) -> Options:
+    """The options of a Create. Absent or empty: the defaults. Raises InvalidArgument for another type or bad bytes."""
+    if not packed.type_url and not packed.value:
+        return Options()
+    message = anys.unpack(packed, [options_pb2.Options])
+    return Options(**{name: getattr(message, name) for name in Options._fields})
+
+
+def options_file(values: Options) -> dict[str, object]:
+    """What ``options.json`` holds: the names of the messages' fields, empty ones left out (shim v2, §1.9)."""
+    return {name: value for name, value in values._asdict().items() if value}
+
+
+def process_spec(packed: AnyMessage) -> dict[str, Any]:
+    """The OCI Process of an Exec: JSON, whatever its type URL (shim v2, §3.3)."""
+    try:
+        spec = json.loads(packed.value)
+    except ValueError as error:
+        raise InvalidArgument(f"the process spec of an exec is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise InvalidArgument("the process spec of an exec is not a JSON object")
+    return spec
+
+
+def event(container_id: str, fact: Fact) -> Message:
+    """The event of containerd that tells this fact."""
+    match fact:
+        case Created(bundle, rootfs, io, checkpoint, pid):
+            return events_pb2.TaskCreate(
+                container_id=container_id,
+                bundle=bundle,
+                rootfs=[
+                    mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in rootfs
+                ],
+                io=_task_io(io),
+                checkpoint=checkpoint,
+                pid=pid,
+            )
+        case Started(pid):
+            return events_pb2.TaskStart(container_id=container_id, pid=pid)
+        case ExecAdded(exec_id):
+            return events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id)
+        case ExecStarted(exec_id, pid):
+            return events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=pid)
+        case Exited(exec_id, ended):
+            return events_pb2.TaskExit(
+                container_id=container_id,
+                id=exec_id or container_id,
+                pid=ended.pid,
+                exit_status=ended.status,
+                exited_at=timestamp(ended.exited_at),
+            )
+        case Deleted(ended):
+            return events_pb2.TaskDelete(
+                container_id=container_id,
+                pid=ended.pid,
+                exit_status=ended.status,
+                exited_at=timestamp(ended.exited_at),
+            )
+
+
+def _task_io(io: IO) -> events_pb2.TaskIO:
+    return events_pb2.TaskIO(stdin=io.stdin, stdout=io.stdout, stderr=io.stderr, terminal=io.terminal)

@@ -1,0 +1,212 @@
+"""The Task service of one group: one method per RPC, in the order of the API (shim v2, §3.1 and §4.1).
+
+A change that has begun is brought to its end also when its client hangs up or gives up: what the client sees next is
+then true. Reads and Wait end with their client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from dunnage.api import anys, options_pb2, task_pb2, task_types_pb2
+from dunnage.container.container import Container, Options
+from dunnage.container.facts import IO, Ended, Mount
+from dunnage.container.group import Group
+from dunnage.container.states import State
+from dunnage.errors import InvalidArgument, Unimplemented
+from dunnage.service import messages
+from dunnage.ttrpc.server import Call, Method
+
+SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
+"""Both versions have the same methods, messages and field numbers."""
+
+T = TypeVar("T")
+
+
+class MakeContainer(Protocol):
+    """Makes the value of a container that is to be created; raises FailedPrecondition where it has no bundle."""
+
+    def __call__(
+        self, group: Group, container_id: str, path: str, io: IO, rootfs: tuple[Mount, ...], options: Options, /
+    ) -> Container: ...
+
+
+class TaskService:
+    """``on_deleted`` and ``on_shutdown`` tell the worker what became of the group; the first takes its container."""
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        make_container: MakeContainer,
+        on_deleted: Callable[[Group, Container], None],
+        on_shutdown: Callable[[Group], None],
+        log: logging.Logger,
+    ) -> None:
+        self._group = group
+        self._make_container = make_container
+        self._on_deleted = on_deleted
+        self._on_shutdown = on_shutdown
+        self._log = log
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    def methods(self) -> Mapping[str, Method]:
+        """What a ttrpc server serves under each name of ``SERVICES``."""
+        return {
+            "State": Method(task_pb2.StateRequest, self.state),
+            "Create": Method(task_pb2.CreateTaskRequest, self._to_its_end(self.create)),
+            "Start": Method(task_pb2.StartRequest, self._to_its_end(self.start)),
+            "Delete": Method(task_pb2.DeleteRequest, self._to_its_end(self.delete)),
+            "Pids": Method(task_pb2.PidsRequest, self.pids),
+            "Pause": Method(task_pb2.PauseRequest, self._unoffered("pause")),
+            "Resume": Method(task_pb2.ResumeRequest, self._unoffered("resume")),
+            "Checkpoint": Method(task_pb2.CheckpointTaskRequest, self._unoffered("checkpoint")),
+            "Kill": Method(task_pb2.KillRequest, self._to_its_end(self.kill)),
+            "Exec": Method(task_pb2.ExecProcessRequest, self._to_its_end(self.exec)),
+            "ResizePty": Method(task_pb2.ResizePtyRequest, self.resize_pty),
+            "CloseIO": Method(task_pb2.CloseIORequest, self.close_io),
+            "Update": Method(task_pb2.UpdateTaskRequest, self._unoffered("update")),
+            "Wait": Method(task_pb2.WaitRequest, self.wait),
+            "Stats": Method(task_pb2.StatsRequest, self._unoffered("stats")),
+            "Connect": Method(task_pb2.ConnectRequest, self.connect),
+            "Shutdown": Method(task_pb2.ShutdownRequest, self.shutdown),
+        }
+
+    def state(self, request: task_pb2.StateRequest, call: Call) -> task_pb2.StateResponse:
+        container = self._group.container(request.id)
+        process = container.process(request.exec_id)
+        stopped = process.state in (State.STOPPED, State.DELETED)
+        return task_pb2.StateResponse(
+            id=process.id or container.id,
+            bundle=container.bundle.path,
+            pid=process.pid,
+            status=messages.STATUS[process.state],
+            stdin=process.io.stdin,
+            stdout=process.io.stdout,
+            stderr=process.io.stderr,
+            terminal=process.io.terminal,
+            exit_status=process.status if stopped else 0,
+            exited_at=messages.timestamp(process.exited_at if stopped else None),
+        )
+
+    async def create(self, request: task_pb2.CreateTaskRequest, call: Call) -> task_pb2.CreateTaskResponse:
+        _check_id("container id", request.id)
+        if not os.path.isabs(request.bundle):
+            raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+        if request.checkpoint:
+            raise Unimplemented("restore from a checkpoint")
+        options = messages.options(request.options)
+        io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
+        self._group.begin_create(request.id)
+        created = None
+        try:
+            container = self._make_container(
+                self._group, request.id, request.bundle, io, messages.mounts(request.rootfs), options
+            )
+            try:
+                container.bundle.write_options(messages.options_file(options), options.binary_name)
+                await container.create()
+            except BaseException:
+                container.bundle.forget()
+                container.close()
+                raise
+            created = container
+        finally:
+            self._group.end_create(request.id, created)
+        return task_pb2.CreateTaskResponse(pid=created.init.pid)
+
+    async def start(self, request: task_pb2.StartRequest, call: Call) -> task_pb2.StartResponse:
+        return task_pb2.StartResponse(pid=await self._group.container(request.id).start(request.exec_id))
+
+    async def delete(self, request: task_pb2.DeleteRequest, call: Call) -> task_pb2.DeleteResponse:
+        container = self._group.container(request.id)
+        ended = await container.delete(request.exec_id)
+        if not request.exec_id:
+            self._on_deleted(self._group, container)
+        return task_pb2.DeleteResponse(**_ended(ended))
+
+    async def pids(self, request: task_pb2.PidsRequest, call: Call) -> task_pb2.PidsResponse:
+        response = task_pb2.PidsResponse()
+        for pid, exec_id in await self._group.container(request.id).pids():
+            info = task_types_pb2.ProcessInfo(pid=pid)
+            if exec_id:
+                info.info.CopyFrom(anys.pack_bare(options_pb2.ProcessDetails(exec_id=exec_id)))
+            response.processes.append(info)
+        return response
+
+    async def kill(self, request: task_pb2.KillRequest, call: Call) -> Empty:
+        await self._group.container(request.id).kill(request.exec_id, request.signal, everyone=request.all)
+        return Empty()
+
+    async def exec(self, request: task_pb2.ExecProcessRequest, call: Call) -> Empty:
+        container = self._group.container(request.id)
+        _check_id("exec id", request.exec_id)
+        io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
+        await container.add_exec(request.exec_id, io, messages.process_spec(request.spec))
+        return Empty()
+
+    def resize_pty(self, request: task_pb2.ResizePtyRequest, call: Call) -> Empty:
+        self._group.container(request.id).resize(request.exec_id, request.width, request.height)
+        return Empty()
+
+    async def close_io(self, request: task_pb2.CloseIORequest, call: Call) -> Empty:
+        await self._group.container(request.id).close_stdin(request.exec_id)
+        return Empty()
+
+    async def wait(self, request: task_pb2.WaitRequest, call: Call) -> task_pb2.WaitResponse:
+        ended = await self._group.container(request.id).process(request.exec_id).wait()
+        return task_pb2.WaitResponse(exit_status=ended.status, exited_at=messages.timestamp(ended.exited_at))
+
+    def connect(self, request: task_pb2.ConnectRequest, call: Call) -> task_pb2.ConnectResponse:
+        container = self._group.containers.get(request.id)
+        return task_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=container.init.pid if container else 0)
+
+    def shutdown(self, request: task_pb2.ShutdownRequest, call: Call) -> Empty:
+        self._group.withdraw(request.id)
+        if self._group.is_empty:
+            self._on_shutdown(self._group)
+        return Empty()
+
+    def _unoffered(self, what: str) -> Callable[[Message, Call], Coroutine[Any, Any, Message]]:
+        """A call that this version does not offer; an unknown container is named first, as for every call."""
+
+        async def refuse(request: Any, call: Call) -> Message:
+            self._group.container(request.id)
+            raise Unimplemented(f"{what} is not offered by this version of dunnage")
+
+        return refuse
+
+    def _to_its_end(
+        self, change: Callable[[Any, Call], Coroutine[Any, Any, T]]
+    ) -> Callable[[Any, Call], Coroutine[Any, Any, T]]:
+        async def run(request: Any, call: Call) -> T:
+            task = asyncio.get_running_loop().create_task(change(request, call))
+            self._changes.add(task)
+            task.add_done_callback(self._changes.discard)
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.add_done_callback(self._log_unanswered)
+                raise
+
+        return run
+
+    def _log_unanswered(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._log.warning("a change whose client has gone failed: %s", task.exception())
+
+
+def _ended(ended: Ended) -> dict[str, Any]:
+    return {"pid": ended.pid, "exit_status": ended.status, "exited_at": messages.timestamp(ended.exited_at)}
+
+
+def _check_id(what: str, value: str) -> None:
+    if not value or "/" in value or value in (".", "..") or "\0" in value:
+        raise InvalidArgument(f"{what} {value!r} is not usable as a name")

@@ -1,0 +1,248 @@
+"""A worker's hands: it has no children, so all that must run or die is asked of the keeper, each with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from dunnage.container.facts import Mount
+from dunnage.container.host import Death
+from dunnage.container.process import UNKNOWN_STATUS
+from dunnage.errors import DeadlineExceeded, Error
+from dunnage.keeper.client import Child, Exit, Keeper
+from dunnage.linux.attributes import Attributes
+from dunnage.stdio import PipeBudget
+
+MOUNT = "dunnage.linux.mount:mount_all"
+UNMOUNT = "dunnage.linux.mount:unmount_all"
+
+_SWEEP_PAUSE_S = 1.0
+
+
+class KeeperStore:
+    """The keeper's store, as stdio sees it."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def store(self, name: str, fd: int) -> None:
+        self._keeper.store(name, fd)
+
+    def release(self, name: str) -> None:
+        self._keeper.release(name)
+
+
+class ProcessWatch:
+    """A child of the keeper, watched by its pidfd until it is dead, written down, and reaped."""
+
+    def __init__(self, host: KeeperHost, pid: int, pidfd: int, on_death: Callable[[Death], None]) -> None:
+        self.pid = pid
+        self._host = host
+        self._pidfd = pidfd
+        self._on_death: Callable[[Death], None] | None = on_death
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pidfd, self._dead)
+
+    def signal(self, number: int) -> None:
+        if self._pidfd < 0:
+            raise ProcessLookupError(f"process {self.pid} has ended")
+        signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        """Nothing is told any more; the process is reaped all the same when it dies."""
+        self._on_death = None
+
+    def _dead(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._host.in_background(self._record_and_reap())
+
+    async def _record_and_reap(self) -> None:
+        try:
+            exit = await self._host.keeper.peek(self.pid)
+            status = UNKNOWN_STATUS if exit is None else exit.status
+        except ChildProcessError:
+            self._host.log.error("process %d was no child of the keeper: its exit status is not known", self.pid)
+            status = UNKNOWN_STATUS
+        finally:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        tell, self._on_death = self._on_death, None
+        if tell is not None:
+            tell(Death(status, time.time_ns()))
+        self._host.keeper.reap(self.pid)
+        self._host.claimed.discard(self.pid)
+
+
+class KeeperHost:
+    """``container.Host`` and, for each set of attributes, ``runtime.Spawner``, over one keeper."""
+
+    def __init__(self, keeper: Keeper, *, mount_timeout_s: float, log: logging.Logger) -> None:
+        self.keeper = keeper
+        self.keep = KeeperStore(keeper)
+        self.pipe_budget = PipeBudget()
+        self.log = log
+        self.claimed: set[int] = set()
+        self._mount_timeout_s = mount_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls_begun = 0
+        self._calls_in_flight = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._suspects: dict[int, int] = {}
+
+    def watch(self, pid: int, on_death: Callable[[Death], None]) -> ProcessWatch:
+        """Raises ProcessLookupError when there is no such process, not even a dead one."""
+        pidfd = os.pidfd_open(pid)
+        self.claimed.add(pid)
+        return ProcessWatch(self, pid, pidfd, on_death)
+
+    async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
+        argument = {"rootfs": rootfs, "mounts": [mount._asdict() for mount in mounts]}
+        await self._in_forked_child(f"mount:{name}", MOUNT, argument, f"mounting the rootfs {rootfs}")
+
+    async def unmount(self, name: str, rootfs: str) -> None:
+        await self._in_forked_child(f"unmount:{name}", UNMOUNT, {"rootfs": rootfs}, f"unmounting the rootfs {rootfs}")
+
+    async def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        fds: Mapping[int, int],
+        attributes: Attributes | None,
+        deadline_s: float,
+    ) -> Exit:
+        """Run a program to its end. Raises TimeoutError after the deadline: the program is killed, and reaped when it
+        has gone."""
+        self._calls_begun += 1
+        self._calls_in_flight += 1
+        try:
+            child = await self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
+            self.claimed.add(child.pid)
+            return await self._wait(name, child, deadline_s)
+        finally:
+            self._calls_in_flight -= 1
+
+    async def wait_inherited(self, prefix: str) -> None:
+        """Wait for the calls of a former worker whose names begin so, and reap them: what they did is done."""
+        for pid, name in list(self.keeper.children.items()):
+            if name.startswith(prefix):
+                try:
+                    child = Child(pid, os.pidfd_open(pid))
+                except ProcessLookupError:
+                    continue
+                self.claimed.add(pid)
+                await self._wait(name, child, self._mount_timeout_s)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def look_for_orphans(self) -> None:
+        """A child died. If nobody claims a dead child now or a moment later, it is an orphan of some container."""
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_PAUSE_S, self._reap_orphans)
+
+    def _reap_orphans(self) -> None:
+        """Reap what was nobody's before and is nobody's still, with no runtime call in flight in between: such a call
+        may be about to name a child that it left behind."""
+        self._sweep = None
+        moment = -1 if self._calls_in_flight else self._calls_begun
+        unclaimed = self._dead_children() - self.claimed
+        orphans = {pid for pid in unclaimed if moment >= 0 and self._suspects.get(pid) == moment}
+        for pid in orphans:
+            self.keeper.reap(pid)
+        self._suspects = dict.fromkeys(unclaimed - orphans, moment)
+        if self._suspects:
+            self.look_for_orphans()
+
+    def _dead_children(self) -> set[int]:
+        keeper = self.keeper.keeper_pid
+        dead = set()
+        with open(f"/proc/{keeper}/task/{keeper}/children", encoding="ascii") as file:
+            children = [int(pid) for pid in file.read().split()]
+        for pid in children:
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    if file.read().rpartition(b")")[2].split()[0] == b"Z":
+                        dead.add(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # reaped just now
+        return dead
+
+    async def _in_forked_child(self, name: str, entry: str, argument: object, what: str) -> None:
+        error_fd = os.memfd_create("dunnage error", os.MFD_CLOEXEC)
+        try:
+            child = await self.keeper.fork(name, entry, argument, fds={"error": error_fd})
+            self.claimed.add(child.pid)
+            try:
+                exit = await self._wait(name, child, self._mount_timeout_s)
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"{what} did not end within {self._mount_timeout_s:g} s; process {child.pid} hangs"
+                ) from error
+            if exit.status:
+                text = os.pread(error_fd, 65536, 0).decode(errors="replace").strip()
+                raise Error(text or f"{what} ended with status {exit.status}")
+        finally:
+            os.close(error_fd)
+
+    async def _wait(self, name: str, child: Child, deadline_s: float) -> Exit:
+        """Wait for a child's end and reap it. Raises TimeoutError when it is abandoned: killed, and reaped later."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(child.pidfd, _set, over)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await over
+        except BaseException:
+            self.log.error("process %d (%s) is abandoned after at most %g s", child.pid, name, deadline_s)
+            loop.remove_reader(child.pidfd)
+            try:
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended just now
+            ProcessWatch(self, child.pid, child.pidfd, lambda death: None)
+            raise
+        loop.remove_reader(child.pidfd)
+        os.close(child.pidfd)
+        try:
+            exit = await self.keeper.peek(child.pid)
+        finally:
+            self.keeper.reap(child.pid)
+            self.claimed.discard(child.pid)
+        return exit if exit is not None else Exit(UNKNOWN_STATUS, None)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ContainerSpawner:
+    """Runs a container's runtime with what its launcher handed down (``runtime.Spawner``)."""
+
+    def __init__(self, host: KeeperHost, attributes: Attributes | None) -> None:
+        self._host = host
+        self._attributes = attributes
+
+    async def run(
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        fds: Mapping[int, int],
+        deadline_s: float,
+    ) -> Exit:
+        return await self._host.run(
+            name, argv, env=env, cwd=cwd, fds=fds, attributes=self._attributes, deadline_s=deadline_s
+        )

@@ -1,0 +1,253 @@
+"""What a launcher is told: the decisions behind ``start``, ``delete`` and ``-info`` (shim v2, §1.5, §1.7, §1.8)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+
+import dunnage
+from dunnage.api import options_pb2, runtime_info_pb2, task_pb2
+from dunnage.container.bundle import Bundle
+from dunnage.container.container import Container
+from dunnage.container.facts import Ended
+from dunnage.errors import Error, InvalidArgument
+from dunnage.linux.attributes import Attributes, oom_score_adj_of
+from dunnage.linux.namespaces import namespaces
+from dunnage.runtime.client import Runtime
+from dunnage.service import messages
+from dunnage.worker import flags as shim_flags
+from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, refusal
+from dunnage.worker.host import ContainerSpawner
+from dunnage.worker.served import SOCKET_DIRECTORY, Launch, ServedGroup, group_name, listen, socket_path
+from dunnage.worker.worker import Worker
+
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+KILLED_STATUS = 137
+OOM_SCORE_LIMIT = 1000
+_DELETE_TIMEOUT_S = 4.0  # containerd allows 5 for the whole delete
+
+
+class Launches:
+    """Answers the launchers of one worker."""
+
+    def __init__(self, worker: Worker, *, log: logging.Logger) -> None:
+        self._worker = worker
+        self._log = log
+        self._namespaces = namespaces("self")
+
+    async def answer(self, request: LaunchRequest) -> LaunchAnswer:
+        try:
+            if namespaces(request.pid) != self._namespaces:
+                return LaunchAnswer(Kind.OTHER_NAMESPACES)
+        except OSError as error:
+            return refusal(f"the launcher {request.pid} cannot be seen: {error}")
+        try:
+            flags = shim_flags.parse(request.argv)
+        except shim_flags.FlagError as error:
+            return LaunchAnswer(status=error.status, stderr=os.fsencode(error.stderr))
+        try:
+            if flags.info:
+                return LaunchAnswer(stdout=_info(request))
+            if not flags.namespace:
+                return refusal("shim namespace cannot be empty")
+            if not flags.id:
+                return refusal("task id cannot be empty")
+            if flags.action == "start":
+                return LaunchAnswer(stdout=os.fsencode(self._start(flags, request)))
+            if flags.action == "delete":
+                return LaunchAnswer(stdout=_delete_response(await self._delete(flags, request)))
+            return refusal(f"action {flags.action!r} is not known: it is start or delete")
+        except (Error, OSError) as error:
+            return refusal(error)
+
+    # start
+
+    def _start(self, flags: shim_flags.Flags, request: LaunchRequest) -> str:
+        group_id = _group_id(request.cwd) or flags.id
+        launch = _launch(request)
+        served = self._worker.groups.get(group_name(flags.namespace, group_id))
+        if served is None:
+            directory = SOCKET_DIRECTORY if flags.address else os.path.join(self._worker.state, "s")
+            path = socket_path(directory, flags.address, flags.namespace, group_id)
+            listener = listen(path)
+            if listener is None:
+                # a shim of another kind serves this group: its containers stay together
+                _write_address(request.cwd, f"unix://{path}")
+                return f"unix://{path}"
+            with listener:
+                served = self._worker.make_group(
+                    flags.namespace,
+                    group_id,
+                    f"unix://{path}",
+                    launch=launch,
+                    containerd_address=flags.address,
+                    ttrpc_address=request.env.get("TTRPC_ADDRESS", ""),
+                )
+                self._worker.announce(served, flags.id, launch)
+                served.open(listener)
+        else:
+            self._worker.announce(served, flags.id, launch)
+            served.remember()
+        try:
+            _write_address(request.cwd, served.group.address)
+        except OSError:
+            served.group.withdraw(flags.id)
+            self._worker.close_if_empty(served)
+            raise
+        return served.group.address
+
+    # delete
+
+    async def _delete(self, flags: shim_flags.Flags, request: LaunchRequest) -> Ended:
+        # the bundle is the working directory's sibling called like the task (§1.7), not what -bundle says
+        path = os.path.join(os.path.dirname(request.cwd), flags.id)
+        try:
+            bundle = Bundle.open(path)
+        except Error:
+            return Ended(0, KILLED_STATUS, time.time_ns())
+        try:
+            ended = self._worker.cleaned(bundle.identity)
+            if ended is not None:
+                return ended
+            found = self._worker.find(flags.namespace, flags.id)
+            if found is not None and found[1].bundle.identity == bundle.identity:
+                return await self._destroy(*found)
+            return await self._clean_up(flags, request, bundle)
+        finally:
+            bundle.close()
+            served = self._served_by(flags, request)
+            if served is not None:
+                served.group.withdraw(flags.id)
+                self._worker.close_if_empty(served)
+
+    async def _destroy(self, served: ServedGroup, container: Container) -> Ended:
+        self._log.warning("container %s is deleted while it lives: containerd has lost it", container.id)
+        ended = await container.destroy()
+        self._worker.forget(served, container)
+        return ended
+
+    async def _clean_up(self, flags: shim_flags.Flags, request: LaunchRequest, bundle: Bundle) -> Ended:
+        """No worker knows this container: what is left of it is in its bundle's files."""
+        options = _read_options(bundle)
+        runtime = Runtime(
+            _read_text(bundle, "runtime") or self._worker.config.runtime,
+            root=os.path.join(str(options.get("root") or self._worker.config.runtime_root), flags.namespace),
+            log_path=bundle.log_path,
+            systemd_cgroup=bool(options.get("systemd_cgroup")),
+            spawner=ContainerSpawner(self._worker.host, _launch(request).attributes),
+            env=request.env,
+            deadline_s=_DELETE_TIMEOUT_S,
+            scope=flags.namespace,
+        )
+        if _read_text(bundle, "init.pid") or _read_text(bundle, "runtime") is not None:
+            try:
+                await runtime.delete(flags.id, force=True)
+            except Error as error:
+                self._log.warning("failed to remove runc container %s: %s", flags.id, error)
+        if os.path.isdir(bundle.rootfs):
+            try:
+                await self._worker.host.unmount(f"{flags.namespace}/{flags.id}", bundle.rootfs)
+            except Error as error:
+                self._log.warning("failed to cleanup rootfs mount of %s: %s", flags.id, error)
+        pid = _read_text(bundle, "init.pid") or ""
+        return Ended(int(pid) if pid.isdecimal() else 0xFFFF_FFFF, KILLED_STATUS, time.time_ns())
+
+    def _served_by(self, flags: shim_flags.Flags, request: LaunchRequest) -> ServedGroup | None:
+        try:
+            group_id = _group_id(request.cwd) or flags.id
+        except InvalidArgument:
+            group_id = flags.id
+        return self._worker.groups.get(group_name(flags.namespace, group_id))
+
+
+def _group_id(directory: str) -> str | None:
+    """The group that the bundle in ``directory`` asks for; None: one of its own."""
+    path = os.path.join(directory, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            spec = json.load(file)
+    except OSError as error:
+        raise InvalidArgument(f"open {path}: {(error.strerror or '').lower()}") from error
+    except ValueError as error:
+        raise InvalidArgument(f"{path} is not JSON: {error}") from error
+    annotations = spec.get("annotations") if isinstance(spec, dict) else None
+    if isinstance(annotations, dict):
+        for name in GROUP_ANNOTATIONS:
+            if name in annotations:
+                return str(annotations[name])
+    return None
+
+
+def _launch(request: LaunchRequest) -> Launch:
+    """What the container is to inherit: the launcher's, but an OOM score one above its parent's (§1.5.11)."""
+    attributes = Attributes.of(request.pid)
+    try:
+        score = min(oom_score_adj_of(_parent(request.pid)) + 1, OOM_SCORE_LIMIT)
+    except OSError:
+        score = attributes.oom_score_adj
+    return Launch(dict(request.env), attributes._replace(oom_score_adj=score))
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+
+
+def _write_address(directory: str, address: str) -> None:
+    """Leave the address where containerd up to 1.7 looks for it after its restart (§1.5.6), whole or not at all."""
+    temporary = os.path.join(directory, ".address")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(os.fsencode(address))
+    os.rename(temporary, os.path.join(directory, "address"))
+
+
+def _read_text(bundle: Bundle, name: str) -> str | None:
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=bundle.directory), encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _read_options(bundle: Bundle) -> Mapping[str, object]:
+    try:
+        options = json.loads(_read_text(bundle, "options.json") or "{}")
+    except ValueError:
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _delete_response(ended: Ended) -> bytes:
+    exited_at = time.time_ns() if ended.exited_at is None else ended.exited_at
+    status = ended.status if ended.exited_at is not None else KILLED_STATUS
+    return task_pb2.DeleteResponse(
+        pid=ended.pid, exit_status=status, exited_at=messages.timestamp(exited_at)
+    ).SerializeToString()
+
+
+def _info(request: LaunchRequest) -> bytes:
+    info = runtime_info_pb2.RuntimeInfo(name=shim_flags.RUNTIME_NAME)
+    info.version.version = dunnage.__version__
+    if request.stdin:
+        try:
+            info.options.CopyFrom(AnyMessage.FromString(request.stdin))
+        except DecodeError as error:
+            raise InvalidArgument(f"the options on stdin are no Any: {error}") from error
+    return info.SerializeToString()
+
+
+def shim_cgroup(stdin: bytes) -> str:
+    """The cgroup that the options on a start's stdin name for the shim; unreadable options name none (§1.5.10)."""
+    try:
+        packed = AnyMessage.FromString(stdin)
+        if packed.type_url.rpartition("/")[2] != options_pb2.Options.DESCRIPTOR.full_name:
+            return ""
+        return options_pb2.Options.FromString(packed.value).shim_cgroup
+    except DecodeError:
+        return ""

@@ -1,0 +1,119 @@
+"""Where a worker begins: the keeper forks it and calls ``main``. It may end anywhere; the next one goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+import dunnage
+from dunnage import config, log
+from dunnage.api import node_pb2
+from dunnage.errors import InvalidArgument
+from dunnage.keeper.client import Inherited, Keeper
+from dunnage.service import messages
+from dunnage.service.codes import translate
+from dunnage.service.node import SERVICE, NodeService, Served
+from dunnage.ttrpc.server import Server
+from dunnage.worker.control import ControlServer
+from dunnage.worker.launches import Launches
+from dunnage.worker.recovery import recover
+from dunnage.worker.worker import Worker
+
+
+def main(argument: Any, inherited: Inherited) -> int:
+    """Serve until the keeper says that it is over."""
+    logger = logging.getLogger("dunnage")
+    try:
+        settings = config.load()
+    except InvalidArgument as error:
+        log.log_to_stderr("info")
+        logger.error("the defaults are used: %s", error)
+        settings = config.Config()
+    log.log_to_stderr(settings.log_level)
+    asyncio.run(_serve(inherited, settings, logger))
+    return 0
+
+
+async def _serve(inherited: Inherited, settings: config.Config, logger: logging.Logger) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: _log_context(logger, context))
+    keeper = Keeper(inherited)
+    control = socket.socket(fileno=keeper.fds["control"])
+    state = os.path.dirname(control.getsockname())
+    worker = Worker(keeper, settings, state=state, log=logger)
+    over = asyncio.Event()
+    keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
+    keeper.on_child = worker.host.look_for_orphans
+    keeper.on_closed = over.set
+    await recover(worker, log=logger)
+    node = _open_node(worker, state)
+    launches = Launches(worker, log=logger)
+    ControlServer(control, launches.answer, logger)
+    worker.consider_idling()
+    await over.wait()
+    node.close()
+
+
+def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
+    served = worker.groups.get(listener.removeprefix("listener:"))
+    if served is None:
+        os.close(fd)
+        worker.keeper.release(name)
+        return
+    served.attach(name, fd)
+
+
+def _open_node(worker: Worker, state: str) -> socket.socket:
+    """Serve the node's own socket. It is made anew by each worker: who asks there asks again."""
+    path = os.path.join(state, "node")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # the first worker
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(128)
+    service = NodeService(
+        status=lambda: _status(worker),
+        containers=lambda: [
+            Served(served.group.address, container)
+            for served in worker.groups.values()
+            for container in served.group.containers.values()
+        ],
+        events_after=worker.event_log.after,
+    )
+    server = Server({SERVICE: service.methods()}, log=worker.log, translate=translate)
+    accepted = 0
+
+    def accept() -> None:
+        nonlocal accepted
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it went again, or there is no descriptor left: then it waits
+        accepted += 1
+        server.attach(connection, f"node#{accepted}")
+
+    asyncio.get_running_loop().add_reader(listener, accept)
+    return listener
+
+
+def _status(worker: Worker) -> node_pb2.StatusResponse:
+    response = node_pb2.StatusResponse(
+        version=dunnage.__version__,
+        keeper_pid=worker.keeper.keeper_pid,
+        worker_pid=os.getpid(),
+        worker_started=messages.timestamp(worker.started_at),
+        key=os.path.basename(worker.state),
+        containers=sum(len(served.group.containers) for served in worker.groups.values()),
+    )
+    response.workers.add(name=worker.keeper.name, pid=os.getpid())
+    return response
+
+
+def _log_context(logger: logging.Logger, context: dict[str, Any]) -> None:
+    logger.error("%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,0 +1,270 @@
+"""A worker put together: groups at their addresses, their containers, and what they have in common.
+
+Nothing here decides what a container may do (``container``) or what a launcher is told (``launches``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
+
+from dunnage.config import Config
+from dunnage.container.bundle import Bundle
+from dunnage.container.container import Container, Options
+from dunnage.container.facts import IO, Ended, Fact, Mount
+from dunnage.container.group import Group
+from dunnage.errors import Error
+from dunnage.events.publisher import Publisher
+from dunnage.keeper.client import Keeper
+from dunnage.log import container_logger
+from dunnage.runtime.client import Runtime
+from dunnage.service import messages
+from dunnage.service.codes import translate
+from dunnage.service.task import SERVICES, TaskService
+from dunnage.ttrpc.errors import RpcError
+from dunnage.ttrpc.server import Server
+from dunnage.worker.event_log import EventLog
+from dunnage.worker.host import ContainerSpawner, KeeperHost
+from dunnage.worker.journal import Journal
+from dunnage.worker.notes import RequestNotes
+from dunnage.worker.served import Launch, ServedGroup, group_name
+
+REMEMBER_S = 60.0
+REMEMBERED = 10_000
+_LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that is away are kept
+
+
+class Cleaned(NamedTuple):
+    """A container that is gone: when (monotonic), and how its init ended."""
+
+    at: float
+    ended: Ended
+
+
+class Worker:
+    """One process's groups and containers. Made inside the running loop."""
+
+    def __init__(self, keeper: Keeper, config: Config, *, state: str, log: logging.Logger) -> None:
+        self.keeper = keeper
+        self.config = config
+        self.state = state
+        self.log = log
+        self.started_at = time.time_ns()
+        self.groups: dict[str, ServedGroup] = {}
+        self.host = KeeperHost(keeper, mount_timeout_s=config.mount_timeout_s, log=log)
+        self.notes = RequestNotes(Journal("journal:requests", keeper.store, keeper.fds.get("journal:requests")))
+        self._event_journal = Journal("journal:events", keeper.store, keeper.fds.get("journal:events"))
+        self.event_log = EventLog()
+        self._publishers: dict[tuple[str, str], Publisher] = {}
+        self._cleaned: OrderedDict[tuple[int, int], Cleaned] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Groups
+
+    def make_group(
+        self,
+        namespace: str,
+        group_id: str,
+        address: str,
+        *,
+        launch: Launch,
+        containerd_address: str,
+        ttrpc_address: str,
+    ) -> ServedGroup:
+        """A group that is not announced to the keeper yet (``ServedGroup.open``), or was before."""
+        group = Group(namespace, group_id, address)
+        service = TaskService(
+            group,
+            make_container=self._make_container,
+            on_deleted=self._on_deleted,
+            on_shutdown=self._on_shutdown,
+            log=self.log,
+        )
+        methods = service.methods()
+        server = Server(
+            dict.fromkeys(SERVICES, methods),
+            log=self.log,
+            notes=self.notes,
+            translate=self._translate,
+            on_disconnect=self.keeper.release,
+        )
+        served = ServedGroup(
+            group,
+            server=server,
+            publisher=self.publisher(namespace, ttrpc_address),
+            launch=launch,
+            containerd_address=containerd_address,
+            ttrpc_address=ttrpc_address,
+            keeper=self.keeper,
+        )
+        self.groups[served.name] = served
+        return served
+
+    def announce(self, served: ServedGroup, container_id: str, launch: Launch) -> None:
+        """A ``start`` is about to be answered: the group stays for its Create, for a while."""
+        now = asyncio.get_running_loop().time()
+        served.launches[container_id] = launch
+        served.group.announce(container_id, now + self.config.create_timeout_s)
+        asyncio.get_running_loop().call_later(self.config.create_timeout_s + 0.01, self._expire, served)
+
+    def close_if_empty(self, served: ServedGroup) -> None:
+        """End a group that has nothing left: its address, its connections, and what only it needed."""
+        if not served.group.is_empty or self.groups.get(served.name) is not served:
+            return
+        del self.groups[served.name]
+        self._in_background(self._close(served))
+
+    def publisher(self, namespace: str, ttrpc_address: str) -> Publisher:
+        """The one publisher of a namespace of a containerd: it alone keeps their events in order."""
+        key = (namespace, ttrpc_address)
+        if key not in self._publishers:
+            journal = self._event_journal.for_one(f"{namespace} {ttrpc_address}")
+            publisher = Publisher(ttrpc_address or None, namespace, journal=journal, log=self.log)
+            publisher.subscribe(self.event_log.add)
+            self._publishers[key] = publisher
+        return self._publishers[key]
+
+    def recover_events(self) -> None:
+        """Go on sending the events that a former worker's containerd has not acknowledged."""
+        for label, records in self._event_journal.live_by_label().items():
+            namespace, _, ttrpc_address = label.partition(" ")
+            self.publisher(namespace, ttrpc_address).recover(records)
+            self._in_background(self._release_publisher((namespace, ttrpc_address)))
+
+    def consider_idling(self) -> None:
+        """Tell the keeper when nothing is left here: after a while both end."""
+        if not self.groups and not self._publishers:
+            self.keeper.idle(self.config.idle_exit_s)
+
+    # Containers
+
+    def find(self, namespace: str, container_id: str) -> tuple[ServedGroup, Container] | None:
+        for served in self.groups.values():
+            if served.group.namespace == namespace and container_id in served.group.containers:
+                return served, served.group.containers[container_id]
+        return None
+
+    def container_value(
+        self, served: ServedGroup, container_id: str, bundle: Bundle, *, io: IO, rootfs: tuple[Mount, ...],
+        options: Options, launch: Launch,
+    ) -> Container:  # fmt: skip
+        """A container as a value: nothing has been done for it yet."""
+        namespace = served.group.namespace
+        log = container_logger(bundle.directory, namespace, container_id)
+        runtime = Runtime(
+            options.binary_name or self.config.runtime,
+            root=os.path.join(options.root or self.config.runtime_root, namespace),
+            log_path=bundle.log_path,
+            systemd_cgroup=options.systemd_cgroup,
+            spawner=ContainerSpawner(self.host, launch.attributes),
+            env=launch.env,
+            deadline_s=self.config.runtime_timeout_s,
+            scope=namespace,
+        )
+
+        def tell(fact: Fact) -> None:
+            served.publisher.publish(messages.event(container_id, fact))
+
+        return Container(
+            namespace,
+            container_id,
+            bundle,
+            io=io,
+            rootfs=rootfs,
+            options=options,
+            runtime=runtime,
+            host=self.host,
+            tell=tell,
+            log=log,
+            env=launch.env,
+            io_drain_timeout_s=self.config.io_drain_timeout_s,
+        )
+
+    def forget(self, served: ServedGroup, container: Container) -> None:
+        """A container is gone: remember its bundle for the ``delete`` that follows, and give back what it held."""
+        now = asyncio.get_running_loop().time()
+        while self._cleaned and next(iter(self._cleaned.values())).at < now - REMEMBER_S:
+            self._cleaned.popitem(last=False)
+        if len(self._cleaned) >= REMEMBERED:
+            self._cleaned.popitem(last=False)
+        self._cleaned[container.bundle.identity] = Cleaned(now, container.init.ended)
+        served.group.containers.pop(container.id, None)
+        container.close()
+
+    def cleaned(self, identity: tuple[int, int]) -> Ended | None:
+        """How the container whose bundle directory this was ended, if it has been cleaned up not long ago."""
+        known = self._cleaned.get(identity)
+        if known is None or known.at < asyncio.get_running_loop().time() - REMEMBER_S:
+            return None
+        return known.ended
+
+    async def close(self) -> None:
+        for publisher in self._publishers.values():
+            await publisher.close()
+
+    # Called by the services
+
+    def _make_container(
+        self, group: Group, container_id: str, path: str, io: IO, rootfs: tuple[Mount, ...], options: Options
+    ) -> Container:
+        served = self.groups[group_name(group.namespace, group.id)]
+        bundle = Bundle.open(path)
+        launch = served.launches.pop(container_id, served.launch)
+        try:
+            bundle.write_launch({"group": group.id, **launch.to_json()})
+        except OSError as error:
+            bundle.close()
+            raise Error(f"bundle {path} cannot be written: {error.strerror}") from error
+        self.keeper.store(f"bundle:{group.namespace}/{container_id}", bundle.directory)
+        return self.container_value(
+            served, container_id, bundle, io=io, rootfs=rootfs, options=options, launch=launch
+        )  # fmt: skip
+
+    def _on_deleted(self, group: Group, container: Container) -> None:
+        self.forget(self.groups[group_name(group.namespace, group.id)], container)
+
+    def _on_shutdown(self, group: Group) -> None:
+        served = self.groups.get(group_name(group.namespace, group.id))
+        if served is not None:
+            # the answer to the Shutdown leaves first: it is sent before the loop's next turn
+            asyncio.get_running_loop().call_soon(self.close_if_empty, served)
+
+    def _translate(self, error: BaseException) -> RpcError:
+        if not isinstance(error, Error):
+            self.log.error("a call failed in an unforeseen way", exc_info=error)
+        return translate(error)
+
+    def _expire(self, served: ServedGroup) -> None:
+        for container_id in served.group.expire(asyncio.get_running_loop().time()):
+            served.launches.pop(container_id, None)
+            self.log.warning("no create came for container %s: its start is dropped", container_id)
+        self.close_if_empty(served)
+
+    async def _close(self, served: ServedGroup) -> None:
+        await served.close()
+        await self._release_publisher((served.group.namespace, served.ttrpc_address))
+
+    async def _release_publisher(self, key: tuple[str, str]) -> None:
+        """Close a publisher that no group needs, when containerd has all its events or has been away for too long."""
+        publisher = self._publishers.get(key)
+        if publisher is not None and self._is_unused(key, publisher):
+            await publisher.flush(_LAST_EVENTS_S)
+            if self._is_unused(key, publisher):
+                del self._publishers[key]
+                await publisher.close()
+        self.consider_idling()
+
+    def _is_unused(self, key: tuple[str, str], publisher: Publisher) -> bool:
+        """No group speaks through this publisher any more, and nobody has closed it."""
+        used = any((served.group.namespace, served.ttrpc_address) == key for served in self.groups.values())
+        return self._publishers.get(key) is publisher and not used
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
