@@ -51,7 +51,7 @@ def fifo_plan(where: Path, *streams: str, terminal: bool = False) -> Plan:
     for stream in streams:
         paths[stream] = str(where / stream)
         os.mkfifo(paths[stream])
-    return plan(**paths, terminal=terminal)
+    return plan(paths["stdin"], paths["stdout"], paths["stderr"], terminal=terminal)
 
 
 def open_reader(path: str | Path) -> int:

@@ -1,0 +1,121 @@
+"""§5.6, file://: one description for both streams, at the end of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import stat
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tests.stdio.streams import LIMIT_S, LOG, NAME, Store
+
+from dunnage import errors
+from dunnage.stdio import ProcessIO, file, plan
+
+
+async def log_to(path: Path, store: Store, script: str) -> None:
+    made = plan("", f"file://{path}", f"file://{path}", terminal=False)
+    io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
+    _, stdout, stderr = io.runtime_fds
+    process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    io.runtime_started()
+    io.start()
+    assert await asyncio.to_thread(process.wait) == 0
+    assert await io.wait_drained(LIMIT_S)
+    io.close()
+
+
+def test_the_file_and_its_directories_are_made(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "log"
+    asyncio.run(log_to(path, store, "echo out; echo err >&2"))
+    assert sorted(path.read_text().splitlines()) == ["err", "out"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+
+
+def test_a_file_that_was_there_is_written_on(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for word in ("one", "two", "three"):
+        asyncio.run(log_to(path, store, f"echo {word}"))
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_two_streams_do_not_overwrite_each_other(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    asyncio.run(log_to(path, store, "seq 1 20000 & seq 100001 120000 >&2; wait"))
+    got = path.read_bytes()
+    expected = [b"%d" % n for n in (*range(1, 20001), *range(100001, 120001))]
+    assert len(got) == sum(len(line) + 1 for line in expected)
+
+
+def test_a_full_disk_is_logged_and_the_process_goes_on(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "log"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        asyncio.run(log_to(path, store, "seq 1 200000"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == 100_000
+    assert "error copying stdout: [Errno 27] File too large" in caplog.text
+
+
+def test_a_path_that_cannot_be_made_is_named(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(errors.Error, match=f"opening log file {tmp_path}/plain/log: file exists"):
+        asyncio.run(log_to(tmp_path / "plain" / "log", store, "true"))
+
+
+def forked(entry_argument: object, fds: Mapping[str, int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(file.send_opened(entry_argument, {"answer": os.dup(fds["answer"])}))
+    return pid
+
+
+def test_a_child_opens_what_may_hang(tmp_path: Path) -> None:
+    async def fork(path: str, fds: Mapping[str, int]) -> None:
+        pids.append(forked(path, fds))
+
+    async def scenario() -> None:
+        fd = await file.open_elsewhere(fork, str(tmp_path / "x" / "log"), deadline_s=LIMIT_S)
+        os.write(fd, b"here")
+        os.close(fd)
+        (tmp_path / "plain").write_text("")
+        with pytest.raises(errors.Error, match="plain/log: file exists"):
+            await file.open_elsewhere(fork, str(tmp_path / "plain" / "log"), deadline_s=LIMIT_S)
+
+    pids: list[int] = []
+    asyncio.run(scenario())
+    for pid in pids:
+        os.waitpid(pid, 0)
+    assert (tmp_path / "x" / "log").read_bytes() == b"here"
+
+
+def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> None:
+    kept: list[int] = []
+
+    async def hangs(_path: str, fds: Mapping[str, int]) -> None:
+        kept.append(os.dup(fds["answer"]))
+
+    async def dies(_path: str, _fds: Mapping[str, int]) -> None:
+        pass
+
+    async def scenario() -> None:
+        with pytest.raises(errors.DeadlineExceeded, match="took more than 0.05 s"):
+            await file.open_elsewhere(hangs, str(tmp_path / "log"), deadline_s=0.05)
+        with pytest.raises(errors.Error, match="the child died"):
+            await file.open_elsewhere(dies, str(tmp_path / "log"), deadline_s=LIMIT_S)
+
+    asyncio.run(scenario())
+    for fd in kept:
+        os.close(fd)
