@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ class Connection:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 500_000))
         self.sock.connect(str(path))
+        self.sock.settimeout(20)
         self.file = self.sock.makefile("rwb")
 
     def send(self, do: str, **arguments: Any) -> None:

@@ -59,7 +59,7 @@ class Worker:
         task.add_done_callback(self.tasks.discard)
 
     async def answer(self, name: str, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=1 << 24)
         while line := await reader.readline():
             request = json.loads(line)
             try:
@@ -207,6 +207,7 @@ class Worker:
         with open("/dev/null", "rb") as null:
             for index in range(count):
                 self.keeper.store(f"null{index}", null.fileno())
+            await self.keeper.wait_sent()
 
     async def do_release(self, name: str) -> None:
         self.keeper.release(name)
@@ -222,6 +223,13 @@ class Worker:
         self.keeper.store(name, listener.fileno())
         listener.close()
         self.keeper.accept_on(name)
+
+    async def do_give_listener(self, owner: str, path: str) -> None:
+        """The control socket of a further worker."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(100)
+            self.keeper.store("control", listener.fileno(), owner=owner)
 
     async def do_stop_accepting(self, name: str) -> None:
         self.keeper.stop_accepting(name)

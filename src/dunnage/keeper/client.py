@@ -58,6 +58,7 @@ class Keeper:
         self._loop.add_reader(self._sock, self._on_readable)
         self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._senders: list[asyncio.Future[None]] = []  # waiting for an empty queue
         self._calls = 0
         self._closed = False
 
@@ -137,6 +138,13 @@ class Keeper:
         """
         self._say({"verb": "idle", "after_s": after_s})
 
+    async def wait_sent(self) -> None:
+        """Until all that was asked for is in the socket: from then on it is done even if we die at once."""
+        if self._outgoing:
+            sent = self._loop.create_future()
+            self._senders.append(sent)
+            await sent
+
     # --- the socket
 
     async def _ask_child(self, message: dict[str, Any], fds: Sequence[int]) -> Child:
@@ -181,6 +189,13 @@ class Keeper:
             messages.close_all(fds)
             self._outgoing.popleft()
         self._loop.remove_writer(self._sock)
+        self._wake_senders()
+
+    def _wake_senders(self) -> None:
+        for sent in self._senders:
+            if not sent.done():
+                sent.set_result(None)
+        self._senders.clear()
 
     def _on_readable(self) -> None:
         while not self._closed:
@@ -224,6 +239,7 @@ class Keeper:
         for _, fds in self._outgoing:
             messages.close_all(fds)
         self._outgoing.clear()
+        self._wake_senders()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(errors.Unavailable("the keeper is gone"))
