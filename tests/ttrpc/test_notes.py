@@ -209,6 +209,20 @@ async def test_an_answer_counts_when_the_kernel_has_all_of_it() -> None:
 
 
 @asynchronous
+async def test_a_handler_that_ends_with_its_loop_leaves_its_note_to_the_next_process() -> None:
+    echo, ledger = Echo(), Ledger()
+    async with served(echo, notes=ledger) as (server, sock):
+        await Wire(sock).send(Client().frame("Wait", "a"))
+        await echo.arrived.get()
+        task = server._connections["c1"]._running[1].task
+        task.cancel()  # as asyncio.run does at its end
+        await asyncio.wait((task,))
+        with pytest.raises(BlockingIOError):
+            sock.recv(1)
+        assert ledger.events == ["note 1"]
+
+
+@asynchronous
 async def test_notes_are_replayed_and_what_is_still_in_the_socket_is_dropped() -> None:
     echo, client = Echo(), Client()
     ours, theirs = socket.socketpair()

@@ -200,6 +200,20 @@ async def test_a_deadline_cancels_the_handler_and_is_answered() -> None:
 
 
 @asynchronous
+async def test_a_handler_whose_own_wait_is_cancelled_is_answered_canceled() -> None:
+    async def give_up(_message: Empty, _call: Call) -> Empty:
+        raise asyncio.CancelledError
+
+    ours, theirs = socket.socketpair()
+    server = Server({"s": {"GiveUp": Method(Empty, give_up)}}, log=LOG)
+    server.attach(theirs, "c1")
+    with pytest.raises(RpcError, match="context canceled") as failed:
+        await Client(ours).call("s", "GiveUp", Empty(), Empty)
+    assert failed.value.code is Code.CANCELED
+    await server.close()
+
+
+@asynchronous
 async def test_a_deadline_that_is_over_runs_nothing() -> None:
     echo = Echo()
     async with served(echo) as (_, sock):

@@ -66,7 +66,7 @@ class ServerConnection:
         except DecodeError as error:
             self.streams.close(stream_id)
             return self._refused(stream_id, Code.INVALID_ARGUMENT, f"unmarshal request error: {error}")
-        return Requested(stream_id, request, bool(frame.flags & Flag.REMOTE_OPEN))
+        return Requested(stream_id, request, frame.flags & _REMOTE_OPEN != 0)
 
     def answer(self, stream_id: int, payload: bytes) -> bytes | None:
         """The bytes of a result; None where the stream has been answered already. An empty one has no data."""
@@ -169,4 +169,5 @@ def encode_error(stream_id: int, error: RpcError) -> bytes:
     return encode(stream_id, Type.RESPONSE, 0, response.SerializeToString())
 
 
+_REMOTE_OPEN = int(Flag.REMOTE_OPEN)  # an IntFlag's own arithmetic costs a tenth of the whole request
 _MAX_TEXT = 64 << 10  # of a status: runtimes' output may be quoted in it, and a frame has its bound

@@ -408,8 +408,10 @@ class _Connection:
         try:
             payload = (await answer).SerializeToString()
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # by us, after its answer; or by the end of the loop: then whoever has the notes answers
             self._fail(stream_id, RpcError(Code.CANCELED, "context canceled"))
-            raise
         except Exception as error:  # noqa: BLE001 - a handler's any error is an answer
             self._fail(stream_id, self._error(error))
         else:
