@@ -23,6 +23,7 @@ from dunnage.runtime.client import Runtime
 from dunnage.service import messages
 from dunnage.worker import flags as shim_flags
 from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, refusal
+from dunnage.worker.groups import LAUNCHER, OtherWorkers
 from dunnage.worker.host import ContainerSpawner
 from dunnage.worker.served import SOCKET_DIRECTORY, Launch, ServedGroup, group_name, listen, socket_path
 from dunnage.worker.worker import Worker
@@ -34,14 +35,19 @@ _DELETE_TIMEOUT_S = 4.0  # containerd allows 5 for the whole delete
 
 
 class Launches:
-    """Answers the launchers of one worker."""
+    """Answers the launchers of one worker. ``others``: in the node's worker, those it may pass a question on to;
+    ``failure``: why this worker can start nothing, if so."""
 
-    def __init__(self, worker: Worker, *, log: logging.Logger) -> None:
+    def __init__(self, worker: Worker, *, others: OtherWorkers | None, failure: str = "", log: logging.Logger) -> None:
         self._worker = worker
+        self._others = others
+        self._failure = failure
         self._log = log
         self._namespaces = namespaces("self")
 
     async def answer(self, request: LaunchRequest) -> LaunchAnswer:
+        if self._others is None:
+            request = _passed_on(request)
         try:
             if namespaces(request.pid) != self._namespaces:
                 return LaunchAnswer(Kind.OTHER_NAMESPACES)
@@ -59,8 +65,16 @@ class Launches:
             if not flags.id:
                 return refusal("task id cannot be empty")
             if flags.action == "start":
+                name, cgroup = self._worker_for(flags, request)
+                if self._others is not None and name:
+                    return await self._others.ask(name, request, cgroup=cgroup)
                 return LaunchAnswer(stdout=os.fsencode(self._start(flags, request)))
             if flags.action == "delete":
+                other = self._others.serving(_read_address(request.cwd)) if self._others is not None else None
+                if self._others is not None and other is not None:
+                    answer = await self._others.ask_existing(other, request)
+                    if answer is not None:
+                        return answer
                 return LaunchAnswer(stdout=_delete_response(await self._delete(flags, request)))
             return refusal(f"action {flags.action!r} is not known: it is start or delete")
         except (Error, OSError) as error:
@@ -68,8 +82,26 @@ class Launches:
 
     # start
 
+    def _worker_for(self, flags: shim_flags.Flags, request: LaunchRequest) -> tuple[str, str]:
+        """The name of the worker that a start asks for, empty for the node's, and the cgroup that worker lives in."""
+        cgroup = shim_cgroup(request.stdin)
+        if cgroup:
+            return f"cgroup {cgroup}", cgroup
+        match self._worker.config.group:
+            case "pod":
+                return f"pod {flags.namespace}/{self._group_of(flags, request)}", ""
+            case "container":
+                return f"container {flags.namespace}/{flags.id}", ""
+        return "", ""
+
+    def _group_of(self, flags: shim_flags.Flags, request: LaunchRequest) -> str:
+        annotated = _group_id(request.cwd)
+        return flags.id if annotated is None or self._worker.config.group == "container" else annotated
+
     def _start(self, flags: shim_flags.Flags, request: LaunchRequest) -> str:
-        group_id = _group_id(request.cwd) or flags.id
+        if self._failure:
+            raise Error(self._failure)
+        group_id = self._group_of(flags, request)
         launch = _launch(request)
         served = self._worker.groups.get(group_name(flags.namespace, group_id))
         if served is None:
@@ -160,7 +192,7 @@ class Launches:
 
     def _served_by(self, flags: shim_flags.Flags, request: LaunchRequest) -> ServedGroup | None:
         try:
-            group_id = _group_id(request.cwd) or flags.id
+            group_id = self._group_of(flags, request)
         except InvalidArgument:
             group_id = flags.id
         return self._worker.groups.get(group_name(flags.namespace, group_id))
@@ -205,6 +237,21 @@ def _write_address(directory: str, address: str) -> None:
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644), "wb") as file:
         file.write(os.fsencode(address))
     os.rename(temporary, os.path.join(directory, "address"))
+
+
+def _read_address(directory: str) -> str:
+    try:
+        with open(os.path.join(directory, "address"), "rb") as file:
+            return os.fsdecode(file.read().strip())
+    except OSError:
+        return ""
+
+
+def _passed_on(request: LaunchRequest) -> LaunchRequest:
+    """The request as its launcher made it: the node's worker has passed it on, and says which process that is."""
+    env = dict(request.env)
+    pid = env.pop(LAUNCHER, "")
+    return request._replace(env=env, pid=int(pid) if pid.isdecimal() else request.pid)
 
 
 def _read_text(bundle: Bundle, name: str) -> str | None:

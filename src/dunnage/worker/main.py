@@ -11,16 +11,19 @@ from typing import Any
 import dunnage
 from dunnage import config, log
 from dunnage.api import node_pb2
-from dunnage.errors import InvalidArgument
+from dunnage.errors import Error, InvalidArgument
 from dunnage.keeper.client import Inherited, Keeper
 from dunnage.service import messages
 from dunnage.service.codes import translate
 from dunnage.service.node import SERVICE, NodeService, Served
 from dunnage.ttrpc.server import Server
 from dunnage.worker.control import ControlServer
+from dunnage.worker.groups import OtherWorkers, join_cgroup
 from dunnage.worker.launches import Launches
 from dunnage.worker.recovery import recover
 from dunnage.worker.worker import Worker
+
+NODE = "node"  # the keeper's name for its first worker
 
 
 def main(argument: Any, inherited: Inherited) -> int:
@@ -33,28 +36,49 @@ def main(argument: Any, inherited: Inherited) -> int:
         logger.error("the defaults are used: %s", error)
         settings = config.Config()
     log.log_to_stderr(settings.log_level)
-    asyncio.run(_serve(inherited, settings, logger))
+    asyncio.run(_serve(argument, inherited, settings, logger))
     return 0
 
 
-async def _serve(inherited: Inherited, settings: config.Config, logger: logging.Logger) -> None:
+async def _serve(argument: Any, inherited: Inherited, settings: config.Config, logger: logging.Logger) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _log_context(logger, context))
     keeper = Keeper(inherited)
     control = socket.socket(fileno=keeper.fds["control"])
-    state = os.path.dirname(control.getsockname())
-    worker = Worker(keeper, settings, state=state, log=logger)
+    control_path = control.getsockname()
+    state = os.path.dirname(control_path)
+    is_node = keeper.name == NODE
+    failure = "" if is_node else _join(argument["cgroup"], logger)
     over = asyncio.Event()
+    worker = Worker(keeper, settings, state=state, on_idle=None if is_node else over.set, log=logger)
     keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
     keeper.on_child = worker.host.look_for_orphans
     keeper.on_closed = over.set
     await recover(worker, log=logger)
-    node = _open_node(worker, state)
-    launches = Launches(worker, log=logger)
-    ControlServer(control, launches.answer, logger)
+    node = _open_node(worker, os.path.join(state, "node") if is_node else f"{control_path}.node")
+    others = OtherWorkers(keeper, state=state, log=logger) if is_node else None
+    launches = Launches(worker, others=others, failure=failure, log=logger)
+    launchers = ControlServer(control, launches.answer, logger)
     worker.consider_idling()
     await over.wait()
+    if not is_node:
+        # who asks now finds nobody, and has the node's worker make another
+        os.unlink(control_path)
+        os.unlink(f"{control_path}.node")
+    launchers.close()
     node.close()
+
+
+def _join(cgroup: str, logger: logging.Logger) -> str:
+    """Move into the cgroup that this worker is for; what stands in the way is the answer to each of its starts."""
+    if not cgroup:
+        return ""
+    try:
+        join_cgroup(cgroup)
+    except Error as error:
+        logger.error("%s", error)
+        return str(error)
+    return ""
 
 
 def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
@@ -66,9 +90,8 @@ def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
     served.attach(name, fd)
 
 
-def _open_node(worker: Worker, state: str) -> socket.socket:
+def _open_node(worker: Worker, path: str) -> socket.socket:
     """Serve the node's own socket. It is made anew by each worker: who asks there asks again."""
-    path = os.path.join(state, "node")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         os.unlink(path)

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from dunnage.config import Config
@@ -36,6 +36,7 @@ from dunnage.worker.served import Launch, ServedGroup, group_name
 
 REMEMBER_S = 60.0
 REMEMBERED = 10_000
+_LAST_DELETE_S = 5.0
 _LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that is away are kept
 
 
@@ -49,10 +50,13 @@ class Cleaned(NamedTuple):
 class Worker:
     """One process's groups and containers. Made inside the running loop."""
 
-    def __init__(self, keeper: Keeper, config: Config, *, state: str, log: logging.Logger) -> None:
+    def __init__(
+        self, keeper: Keeper, config: Config, *, state: str, on_idle: Callable[[], None] | None, log: logging.Logger
+    ) -> None:
         self.keeper = keeper
         self.config = config
         self.state = state
+        self._on_idle = on_idle
         self.log = log
         self.started_at = time.time_ns()
         self.groups: dict[str, ServedGroup] = {}
@@ -137,9 +141,14 @@ class Worker:
             self._in_background(self._release_publisher((namespace, ttrpc_address)))
 
     def consider_idling(self) -> None:
-        """Tell the keeper when nothing is left here: after a while both end."""
-        if not self.groups and not self._publishers:
+        """When nothing is left here, the node's worker tells the keeper, and after a while both end; another worker
+        waits a moment for the ``delete`` that follows, and ends alone."""
+        if self.groups or self._publishers:
+            return
+        if self._on_idle is None:
             self.keeper.idle(self.config.idle_exit_s)
+        else:
+            asyncio.get_running_loop().call_later(_LAST_DELETE_S, self._end_if_idle, self._on_idle)
 
     # Containers
 
@@ -203,10 +212,6 @@ class Worker:
             return None
         return known.ended
 
-    async def close(self) -> None:
-        for publisher in self._publishers.values():
-            await publisher.close()
-
     # Called by the services
 
     def _make_container(
@@ -258,6 +263,10 @@ class Worker:
                 del self._publishers[key]
                 await publisher.close()
         self.consider_idling()
+
+    def _end_if_idle(self, end: Callable[[], None]) -> None:
+        if not self.groups and not self._publishers:
+            end()
 
     def _is_unused(self, key: tuple[str, str], publisher: Publisher) -> bool:
         """No group speaks through this publisher any more, and nobody has closed it."""
