@@ -1,8 +1,9 @@
-"""A real runtime on this host without a keeper: bundles of busybox, a spawner on subprocess, orphans that come to us."""
+"""A real runtime on this host without a keeper: bundles of busybox, a spawner on asyncio, orphans that come to us."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -43,7 +44,10 @@ class LocalSpawner:
         deadline_s: float,
     ) -> Exit:
         self.names.append(name)
-        process = subprocess.Popen(argv, env=dict(env), cwd=cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2])
+        # fork and exec of a child are short, and asyncio's own way would start a thread for each
+        process = subprocess.Popen(  # noqa: ASYNC220
+            argv, env=dict(env), cwd=cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2]
+        )
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         pidfd = os.pidfd_open(process.pid)
@@ -96,6 +100,11 @@ def make_rootfs(directory: Path) -> Path:
     (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44:web:/:/bin/sh\n")
     (directory / "etc/group").write_text("root:x:0:\nweb:x:44:\nlogs:x:55:web\n")
     return directory
+
+
+def children() -> list[int]:
+    pids = [task.joinpath("children").read_text().split() for task in Path("/proc/self/task").iterdir()]
+    return [int(pid) for of_task in pids for pid in of_task]
 
 
 def wait_for_exit(pid: int, timeout_s: float = 10) -> int:
@@ -154,10 +163,8 @@ class Bundle:
 
     def close(self) -> None:
         if (self.root / self.container).exists():
-            argv = [self.command, "--root", self.root, "delete", "--force", self.container]
+            argv = [self.command, "--root", str(self.root), "delete", "--force", self.container]
             subprocess.run(argv, check=False, capture_output=True, timeout=30)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            pass
+        for pid in children():
+            with contextlib.suppress(ChildProcessError):
+                wait_for_exit(pid)

@@ -1,7 +1,7 @@
 """The specification of a container that was described in a few words; the rest is as containerd's own clients have it.
 
-The defaults (capabilities, mounts, masked and read-only paths, devices) are those of containerd's `oci` package, so that a
-command runs here as it runs under ctr; only rlimits are not set, since the caller's are meant.
+The defaults (capabilities, mounts, masked and read-only paths, devices) are those of containerd's `oci` package, so
+that a command runs here as it runs under ctr; only rlimits are not set, since the caller's are meant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people write on a command line, read once: sizes, processors, mounts. Pure; InvalidArgument says what is meant."""
+"""What people write on a command line, read once: sizes, processors, mounts; InvalidArgument says what is meant."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def parse_cpus(text: str) -> float:
 def parse_mount(text: str) -> Mount:
     """``type=bind,source=DIR,target=DIR,readonly`` or ``DIR:DIR[:ro]``.
 
-    The type is bind unless said; a bind's source may be relative to the working directory. Other keys: ``options=a:b`` in
-    mount(8)'s words, ``tmpfs-size`` and ``tmpfs-mode``. A comma or, in the short form, a colon cannot be in a path.
+    The type is bind unless said; a bind's source may be relative to the working directory. Other keys: ``options=a:b``
+    in mount(8)'s words, ``tmpfs-size`` and ``tmpfs-mode``. A comma or, in the short form, a colon cannot be in a path.
     """
     first = text.partition(",")[0]
     return _parse_pairs(text) if "=" in first and not first.startswith(("/", ".")) else _parse_short(text)
