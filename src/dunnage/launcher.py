@@ -332,10 +332,7 @@ def is_locked(directory: str) -> bool:
 
 
 def start_keeper(directory: str, lock: int) -> int:
-    """Start the keeper, which gets the lock and a listening control socket; both are closed here.
-
-    Returns the size that its log had, as what it then says is the reason why it died.
-    """
+    """Start the keeper, which gets lock and listening socket; both are closed here. Returns the size its log had."""
     import os
 
     path = f"{directory}/control"
@@ -500,11 +497,9 @@ def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
     if not text:
         return {}
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = dict(json.loads(text))
+    except (TypeError, ValueError) as error:
         warnings.append(f"{bundle}/options.json: {error}")
-        return {}
-    if not isinstance(found, dict):
         return {}
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
@@ -539,11 +534,10 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
         return
     child = os.fork()
     if child == 0:
-        status = 1
         try:
-            status = unmount_all(points)
+            os._exit(unmount_all(points))
         finally:
-            os._exit(status)
+            os._exit(255)
     pidfd = os.pidfd_open(child)
     try:
         ended, _, _ = select.select([pidfd], [], [], max(deadline - clock(), 0.1))
@@ -553,10 +547,8 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
         warnings.append(f"failed to unmount {rootfs}: it did not end in time")
         os.kill(child, 9)
         return
-    _, status = os.waitpid(child, 0)
-    if status:
-        error = os.strerror(os.waitstatus_to_exitcode(status)).lower() if os.WIFEXITED(status) else "killed"
-        warnings.append(f"failed to unmount {rootfs}: {error}")
+    if failure := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        warnings.append(f"failed to unmount {rootfs}: {os.strerror(failure).lower()}")
 
 
 def unmount_all(points: list[str]) -> int:

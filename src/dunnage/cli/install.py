@@ -126,7 +126,7 @@ def shebang(interpreter: str) -> str:
 
 
 def launcher_interpreter() -> str:
-    """The system's python3, which outlives virtual environments; where it is too old, the one under this environment."""
+    """The system's python3, which outlives virtual environments; where it is too old, the one below this one."""
     if _is_program(_SYSTEM_PYTHON) and _version_of(_SYSTEM_PYTHON) >= OLDEST:
         return _SYSTEM_PYTHON
     base = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)

@@ -1,0 +1,74 @@
+"""What a launch costs where a keeper answers: hardly more than an interpreter that does nothing."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.launcher.stage import Room, answer, answering
+
+from dunnage.cli.install import launcher_interpreter
+
+ANSWERER = """
+import socket, sys
+listener = socket.socket(fileno=int(sys.argv[1]))
+text = bytes.fromhex(sys.argv[2])
+while True:
+    peer, _ = listener.accept()
+    with peer:
+        size = int.from_bytes(peer.recv(5, socket.MSG_WAITALL)[1:], "little")
+        peer.recv(size, socket.MSG_WAITALL)
+        peer.sendall(text)
+"""
+
+
+def imported(argv: Sequence[str]) -> set[str]:
+    """The modules that an interpreter started like this imports."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    lines = done.stderr.decode().splitlines()
+    return {line.split("|")[2].strip() for line in lines if line.startswith("import time:")} - {"imported package"}
+
+
+@pytest.mark.parametrize("action", ["start", "delete"])
+def test_the_fast_way_imports_only_what_talks_to_a_socket(room: Room, action: str) -> None:
+    room.serve([answering(answer())])
+    interpreter = [launcher_interpreter(), "-ISE", "-X", "importtime"]
+    bare = imported([*interpreter, "-c", "pass"])
+    assert "posix" in bare
+    assert imported([*interpreter, *room.argv(action)]) - bare <= {"_socket"}
+
+
+def test_the_slow_way_is_not_compiled_before_it_is_needed(room: Room) -> None:
+    compiled = compile(room.launcher.read_text(), "launcher", "exec")
+    assert "clean_up" not in compiled.co_names
+    assert any(isinstance(constant, str) and "def clean_up" in constant for constant in compiled.co_consts)
+
+
+def test_a_launch_takes_at_most_1_3_of_a_bare_interpreter(room: Room) -> None:
+    listener = room.listen()
+    listener.set_inheritable(True)
+    text = answer(stdout=b"unix:///run/containerd/s/0123456789abcdef").hex()
+    argv = [sys.executable, "-ISE", "-c", ANSWERER, str(listener.fileno()), text]
+    server = subprocess.Popen(argv, pass_fds=[listener.fileno()])
+    try:
+        bare = [launcher_interpreter(), "-I", "-S", "-E", "-c", "pass"]
+        spent: dict[str, list[float]] = {"bare": [], "launch": []}
+        for _ in range(30):
+            spent["bare"].append(elapsed(bare, room.bundle))
+            spent["launch"].append(elapsed(room.argv("start"), room.bundle))
+    finally:
+        server.kill()
+        server.wait()
+    ratio = statistics.median(spent["launch"]) / statistics.median(spent["bare"])
+    assert ratio <= 1.3, f"{ratio:.2f} of a bare interpreter"
+
+
+def elapsed(argv: Sequence[str], cwd: Path) -> float:
+    start = time.perf_counter()
+    subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start

@@ -1,0 +1,197 @@
+"""`delete` where nobody answers: from the bundle's files alone, whole or half-made, and within containerd's 5 s."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tests.launcher.stage import Room, answer, answering
+
+from dunnage import launcher
+from dunnage.api import task_pb2
+
+RUNTIME = """#!/bin/sh
+{ pwd; for word; do printf '%s\\n' "$word"; done; } > "$(dirname "$0")/called"
+"""
+UNKNOWN_PID = 4294967295
+
+
+def runtime(room: Room, script: str = RUNTIME) -> Path:
+    path = room.top / "stub-runtime"
+    path.write_text(script)
+    path.chmod(0o755)
+    (room.bundle / "runtime").write_text(str(path))
+    return path
+
+
+def called(room: Room) -> list[str]:
+    return (room.top / "called").read_text().splitlines()
+
+
+def response(done: subprocess.CompletedProcess[bytes]) -> task_pb2.DeleteResponse:
+    assert done.returncode == 0, done.stderr
+    found = task_pb2.DeleteResponse.FromString(done.stdout)
+    assert found.exit_status == 137
+    assert abs(found.exited_at.seconds - time.time()) < 60
+    return found
+
+
+def test_a_whole_bundle(room: Room) -> None:
+    runtime(room)
+    (room.bundle / "init.pid").write_text("4711")
+    (room.bundle / "options.json").write_text(json.dumps({"root": "/run/other", "io_uid": 7}))
+    done = room.launch("delete", "-bundle", "/somewhere/else")
+    assert response(done).pid == 4711
+    assert done.stderr == b""
+    log = f"{room.bundle}/log.json"
+    words = ["--root", "/run/other/default", "--log", log, "--log-format", "json", "delete", "--force", "c1"]
+    assert called(room) == [str(room.bundle), *words]
+    assert not room.state.exists()
+    assert not room.starts()
+
+
+def test_a_bundle_without_options_has_the_default_root(room: Room) -> None:
+    runtime(room)
+    response(room.launch("delete"))
+    assert called(room)[1:3] == ["--root", "/run/containerd/runc/default"]
+
+
+def test_the_bundle_is_found_beside_the_working_directory_by_id(room: Room) -> None:
+    runtime(room)
+    (room.bundle / "init.pid").write_text("12")
+    elsewhere = room.bundle.with_name("other")
+    elsewhere.mkdir()
+    done = subprocess.run(room.argv("delete"), cwd=elsewhere, capture_output=True, timeout=30)
+    assert response(done).pid == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("options.json", '{"root": "/ru'),
+        ("options.json", "7"),
+        ("options.json", ""),
+        ("init.pid", "12a"),
+        ("init.pid", ""),
+    ],
+)
+def test_a_half_made_bundle_is_a_warning_at_most(room: Room, name: str, text: str) -> None:
+    runtime(room)
+    (room.bundle / name).write_text(text)
+    done = room.launch("delete")
+    assert response(done).pid == UNKNOWN_PID
+    assert called(room)[-1] == "c1"
+    assert b"init.pid holds no pid" in done.stderr
+
+
+def test_the_runtime_is_runc_where_none_is_named(room: Room) -> None:
+    stub = runtime(room)
+    (room.bundle / "runtime").write_text("")
+    stub.rename(room.top / "runc")
+    response(room.launch("delete", env={"PATH": f"{room.top}:{os.environ['PATH']}"}))
+    assert called(room)[-3:] == ["delete", "--force", "c1"]
+
+
+def test_the_runtime_of_the_options_serves_where_its_file_is_missing(room: Room) -> None:
+    stub = runtime(room)
+    (room.bundle / "runtime").unlink()
+    (room.bundle / "options.json").write_text(json.dumps({"binary_name": str(stub)}))
+    response(room.launch("delete"))
+    assert called(room)[-1] == "c1"
+
+
+def test_a_runtime_that_fails_is_a_warning_with_its_words(room: Room) -> None:
+    runtime(room, "#!/bin/sh\necho 'no such cgroup' >&2\nexit 1\n")
+    done = room.launch("delete")
+    response(done)
+    assert b"failed to remove runc container: no such cgroup\n" in done.stderr
+
+
+def test_a_runtime_that_is_missing_is_a_warning(room: Room) -> None:
+    (room.bundle / "runtime").write_text("/nonexistent/runc")
+    done = room.launch("delete")
+    response(done)
+    assert b"cannot run /nonexistent/runc: no such file or directory\n" in done.stderr
+
+
+def test_a_runtime_that_hangs_is_killed_with_its_children_within_5_s(room: Room) -> None:
+    room.listen()  # and a worker that never answers takes 2 s of them
+    runtime(room, '#!/bin/sh\nsleep 300 & echo $! > "$(dirname "$0")/sleeper"\nsleep 301\n')
+    start = time.monotonic()
+    done = room.launch("delete")
+    assert time.monotonic() - start < 5
+    response(done)
+    assert b"did not end in time and was killed" in done.stderr
+    sleeper = Path(f"/proc/{(room.top / 'sleeper').read_text().strip()}/cmdline")
+    assert not sleeper.exists() or sleeper.read_bytes() == b""
+
+
+def test_a_bundle_that_is_gone_is_no_obstacle(room: Room) -> None:
+    runtime(room)
+    script = f'rmdir_later="$PWD"; rm -r "$rmdir_later"; exec {room.launcher} -namespace default -id c1 delete'
+    env = {"PATH": f"{room.top}:{os.environ['PATH']}"}
+    (room.top / "stub-runtime").rename(room.top / "runc")
+    done = subprocess.run(["sh", "-c", script], cwd=room.bundle, env=env, capture_output=True, timeout=30)
+    assert response(done).pid == UNKNOWN_PID
+    assert "--log" not in called(room)
+
+
+def test_mounts_at_and_below_the_rootfs_are_unmounted(room: Room) -> None:
+    runtime(room)
+    rootfs = room.bundle / "rootfs"
+    rootfs.mkdir()
+    script = (
+        f"mount -t tmpfs none {rootfs} && mount -t tmpfs none {rootfs} && mkdir '{rootfs}/a b' && "
+        f"mount -t tmpfs none '{rootfs}/a b' && cd '{rootfs}/a b' && mkdir {rootfs}-not && "
+        f"mount -t tmpfs none {rootfs}-not && (cd {room.bundle} && {room.launcher} -namespace n -id c1 delete)"
+        f" > {room.top}/out && grep -c {rootfs} /proc/self/mountinfo"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, timeout=30)
+    assert done.stdout == b"1\n", done.stderr
+    task_pb2.DeleteResponse.FromString((room.top / "out").read_bytes())
+
+
+def test_it_works_where_the_installation_is_gone(room: Room) -> None:
+    runtime(room)
+    room.python.unlink()
+    response(room.launch("delete"))
+
+
+def test_a_worker_that_answers_within_2_s_is_believed(room: Room) -> None:
+    runtime(room)
+    room.serve([lambda peer: None, answering(answer(stdout=b"answered"))])
+    assert room.launch("delete").stdout == b"answered"
+    assert not (room.top / "called").exists()
+
+
+@pytest.mark.parametrize("kind", [b"V", b"N"])
+def test_a_worker_that_cannot_help_is_done_without(room: Room, kind: bytes) -> None:
+    runtime(room)
+    room.serve([answering(answer(kind))])
+    response(room.launch("delete"))
+    assert called(room)[-1] == "c1"
+    assert not room.starts()
+
+
+def test_the_keeper_of_these_namespaces_is_asked(room: Room) -> None:
+    room.serve([answering(answer(stdout=b"own"))], launcher.own_key("local"))
+    assert room.launch("delete").stdout == b"own"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-id", "c1"], "shim namespace cannot be empty"),
+        (["-namespace", "n"], "invalid container id ''"),
+        (["-namespace", "n", "-id", "../c1"], "invalid container id '../c1'"),
+        (["-namespace", "n", "-id", ".."], "invalid container id '..'"),
+    ],
+)
+def test_what_names_no_container_is_refused(room: Room, words: list[str], message: str) -> None:
+    done = subprocess.run([room.launcher, *words, "delete"], cwd=room.bundle, capture_output=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"io.containerd.dunnage.v2: {message}"
