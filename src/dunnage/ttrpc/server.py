@@ -451,7 +451,11 @@ class _Connection:
     # Writing
 
     def _send(self, frame: bytes, stream_id: int | None) -> None:
-        """Hand a frame to the kernel, or what it does not take to the queue; ``stream_id`` of a noted request."""
+        """Hand a frame to the kernel, or what it does not take to the queue; ``stream_id`` of a noted request.
+
+        Up to 32 KiB (one buffer of unix_stream_sendmsg) the kernel takes a frame whole or not at all. Only a longer one
+        can be torn by the death of this process, and no answer of the task service is.
+        """
         if self._closed:
             return
         sent = 0
