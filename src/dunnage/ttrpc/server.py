@@ -454,7 +454,7 @@ class _Connection:
         """Hand a frame to the kernel, or what it does not take to the queue; ``stream_id`` of a noted request.
 
         Up to 32 KiB (one buffer of unix_stream_sendmsg) the kernel takes a frame whole or not at all. Only a longer one
-        can be torn by the death of this process, and no answer of the task service is.
+        (the pids of thousands of processes, a runtime's very long error) can be torn by the death of this process.
         """
         if self._closed:
             return
