@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from dunnage.api import forward_pb2, node_pb2
 from dunnage.container.container import Container
@@ -12,6 +14,8 @@ from dunnage.ttrpc.server import Call, Method
 
 SERVICE = "dunnage.node.v1.Node"
 _LONGEST_WAIT_S = 60.0
+
+M = TypeVar("M", bound=Message)
 
 
 class Served(NamedTuple):
@@ -29,7 +33,8 @@ class Numbered(Protocol):
 
 
 class NodeService:
-    """``status`` answers what is always true of this worker; ``containers`` lists what it serves now."""
+    """``status`` answers what is always true of this worker; ``containers`` lists what it serves now; ``others`` asks
+    the workers beside it the same."""
 
     def __init__(
         self,
@@ -37,10 +42,12 @@ class NodeService:
         status: Callable[[], node_pb2.StatusResponse],
         containers: Callable[[], Iterable[Served]],
         events_after: Callable[[int, float], Awaitable[Iterable[Numbered]]],
+        others: Callable[[str, Message, type[M]], Awaitable[Sequence[M]]],
     ) -> None:
         self._status = status
         self._containers = containers
         self._events_after = events_after
+        self._others = others
 
     def methods(self) -> Mapping[str, Method]:
         return {
@@ -49,11 +56,18 @@ class NodeService:
             "Events": Method(node_pb2.EventsRequest, self.events),
         }
 
-    def status(self, request: node_pb2.StatusRequest, call: Call) -> node_pb2.StatusResponse:
-        return self._status()
+    async def status(self, request: node_pb2.StatusRequest, call: Call) -> node_pb2.StatusResponse:
+        status = self._status()
+        for other in await self._others("Status", request, node_pb2.StatusResponse):
+            status.containers += other.containers
+            status.workers.extend(other.workers)
+        return status
 
-    def list(self, request: node_pb2.ListRequest, call: Call) -> node_pb2.ListResponse:
-        return node_pb2.ListResponse(containers=[_container(served) for served in self._containers()])
+    async def list(self, request: node_pb2.ListRequest, call: Call) -> node_pb2.ListResponse:
+        response = node_pb2.ListResponse(containers=[_container(served) for served in self._containers()])
+        for other in await self._others("List", request, node_pb2.ListResponse):
+            response.containers.extend(other.containers)
+        return response
 
     async def events(self, request: node_pb2.EventsRequest, call: Call) -> node_pb2.EventsResponse:
         found = await self._events_after(request.after, min(request.wait_ms / 1000, _LONGEST_WAIT_S))

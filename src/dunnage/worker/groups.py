@@ -14,10 +14,15 @@ import logging
 import os
 import socket
 import struct
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from dunnage.errors import Error, Unavailable
 from dunnage.keeper.client import Keeper
+from dunnage.service.node import SERVICE
+from dunnage.ttrpc.client import Client
+from dunnage.ttrpc.errors import RpcError
 from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, encode_request
 
 LAUNCHER = "DUNNAGE_LAUNCHER_PID"
@@ -26,6 +31,9 @@ LAUNCHER = "DUNNAGE_LAUNCHER_PID"
 _ANSWER = struct.Struct("<cBII")
 _TRIES = 100
 _PAUSE_S = 0.05
+_NODE_TIMEOUT_S = 2.0
+
+M = TypeVar("M", bound=Message)
 
 
 class OtherWorkers:
@@ -44,14 +52,31 @@ class OtherWorkers:
     @property
     def names(self) -> list[str]:
         """Of the workers that were there when last heard of."""
-        return sorted(set(self._routes.values()))
+        return sorted({name for name in self._routes.values() if self._is_there(name)})
 
     def control_path(self, name: str) -> str:
         return os.path.join(self._state, f"w-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
 
     def serving(self, address: str) -> str | None:
         """The worker of the group at this address; None: the node's, or nobody."""
-        return self._routes.get(address)
+        name = self._routes.get(address)
+        return name if name is not None and self._is_there(name) else None
+
+    async def ask_nodes(self, method: str, request: Message, response_class: type[M]) -> list[M]:
+        """Ask the node service of each; who does not answer in time is left out."""
+        answers = []
+        for name in self.names:
+            try:
+                client = await Client.connect(f"{self.control_path(name)}.node", timeout_s=_NODE_TIMEOUT_S)
+                try:
+                    answers.append(
+                        await client.call(SERVICE, method, request, response_class, timeout_s=_NODE_TIMEOUT_S)
+                    )
+                finally:
+                    client.close()
+            except (OSError, RpcError) as error:
+                self._log.warning("worker %s does not answer %s: %s", name, method, error)
+        return answers
 
     async def ask(self, name: str, request: LaunchRequest, *, cgroup: str = "") -> LaunchAnswer:
         """Have the worker ``name`` answer; it is made if there is none. Raises Unavailable when it never does."""
@@ -101,8 +126,13 @@ class OtherWorkers:
                 return
         os.close(child.pidfd)
 
+    def _is_there(self, name: str) -> bool:
+        """A worker takes its socket away when it ends in order; one that dies is made again by the keeper."""
+        return os.path.exists(self.control_path(name))
+
     def _note_route(self, address: str, name: str) -> None:
         if self._routes.get(address) != name:
+            self._routes = {known: owner for known, owner in self._routes.items() if self._is_there(owner)}
             self._routes[address] = name
             self._save()
 

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 import dunnage
 from dunnage import config, log
@@ -22,6 +24,8 @@ from dunnage.worker.groups import OtherWorkers, join_cgroup
 from dunnage.worker.launches import Launches
 from dunnage.worker.recovery import recover
 from dunnage.worker.worker import Worker
+
+M = TypeVar("M", bound=Message)
 
 NODE = "node"  # the keeper's name for its first worker
 
@@ -52,11 +56,12 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     over = asyncio.Event()
     worker = Worker(keeper, settings, state=state, on_idle=None if is_node else over.set, log=logger)
     keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
-    keeper.on_child = worker.host.look_for_orphans
+    if is_node:
+        keeper.on_child = worker.host.look_for_orphans
     keeper.on_closed = over.set
     await recover(worker, log=logger)
-    node = _open_node(worker, os.path.join(state, "node") if is_node else f"{control_path}.node")
     others = OtherWorkers(keeper, state=state, log=logger) if is_node else None
+    node = _open_node(worker, others, os.path.join(state, "node") if is_node else f"{control_path}.node")
     launches = Launches(worker, others=others, failure=failure, log=logger)
     launchers = ControlServer(control, launches.answer, logger)
     worker.consider_idling()
@@ -90,7 +95,7 @@ def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
     served.attach(name, fd)
 
 
-def _open_node(worker: Worker, path: str) -> socket.socket:
+def _open_node(worker: Worker, others: OtherWorkers | None, path: str) -> socket.socket:
     """Serve the node's own socket. It is made anew by each worker: who asks there asks again."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -108,6 +113,7 @@ def _open_node(worker: Worker, path: str) -> socket.socket:
             for container in served.group.containers.values()
         ],
         events_after=worker.event_log.after,
+        others=_nobody if others is None else others.ask_nodes,
     )
     server = Server({SERVICE: service.methods()}, log=worker.log, translate=translate)
     accepted = 0
@@ -123,6 +129,11 @@ def _open_node(worker: Worker, path: str) -> socket.socket:
 
     asyncio.get_running_loop().add_reader(listener, accept)
     return listener
+
+
+async def _nobody(method: str, request: Message, response_class: type[M]) -> list[M]:
+    """The workers beside one that is not the node's: it knows none."""
+    return []
 
 
 def _status(worker: Worker) -> node_pb2.StatusResponse:
