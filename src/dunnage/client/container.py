@@ -57,7 +57,9 @@ class Process:
     async def start(self) -> int:
         """Start it; returns its pid on the host."""
         request = task_pb2.StartRequest(id=self.id, exec_id=self.exec_id)
-        return int((await self._call("Start", request, task_pb2.StartResponse)).pid)
+        pid = int((await self._call("Start", request, task_pb2.StartResponse)).pid)
+        self.streams.let_go()
+        return pid
 
     async def wait(self) -> Exit:
         """Wait until it has ended."""
@@ -210,6 +212,7 @@ class Container(Process):
         process = Process(self._connection, self.id, "", streams)
         streams.attach((state.stdin, state.stdout, state.stderr))
         await process.begin_streams()
+        streams.let_go()
         return process
 
     async def pids(self) -> dict[int, str]:

@@ -124,11 +124,14 @@ class Streams:
     async def begin(self, on_stdin_end: Callable[[], None] | None = None) -> None:
         """Let the bytes run. `on_stdin_end` is called in the loop when our stdin has ended and our writer closed."""
         loop = asyncio.get_running_loop()
-        self._close_fd("stdin.hold")
         await self._begin_stdin(loop, on_stdin_end)
         self.stdout = await self._begin_output(loop, "stdout", self.stdio.stdout)
         if not self.stdio.terminal:
             self.stderr = await self._begin_output(loop, "stderr", self.stdio.stderr)
+
+    def let_go(self) -> None:
+        """The worker reads stdin now: its fifo is no longer held open from here (an exec's is opened by its Start)."""
+        self._close_fd("stdin.hold")
 
     async def wait_drained(self, timeout_s: float) -> bool:
         """Wait until every copied output is at its end; False when that took too long."""
@@ -143,10 +146,10 @@ class Streams:
             copy.stop()
         self._copies.clear()
         for transport in self._transports:
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
-            else:
+            if not isinstance(transport, asyncio.WriteTransport):
                 transport.close()
+            elif not transport.is_closing() or transport.get_write_buffer_size():
+                transport.abort()  # twice would fail (CPython 3.11 to 3.13: its loop is gone after the first)
         self._transports.clear()
         for name in list(self._fds):
             self._close_fd(name)
