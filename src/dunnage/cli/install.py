@@ -143,8 +143,12 @@ def is_ours(path: Path) -> bool:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
-    with os.fdopen(fd, "rb") as file:
-        lines = file.read(SHEBANG_LIMIT_BYTES + len(MARK) + 2).split(b"\n")
+    try:
+        lines = os.read(fd, SHEBANG_LIMIT_BYTES + len(MARK) + 2).split(b"\n")
+    except OSError:
+        return False  # a directory, or a fifo that somebody writes
+    finally:
+        os.close(fd)
     return len(lines) > 1 and lines[1] == MARK.encode()
 
 
