@@ -94,6 +94,7 @@ def make_rootfs(directory: Path) -> Path:
     assert busybox is not None, "busybox-static is needed"
     for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "root"):
         (directory / name).mkdir(parents=True)
+    (directory / "tmp").chmod(0o1777)  # also for a tmpfs on it: runc 1.1.5 gives that its directory's mode
     shutil.copy(busybox, directory / "bin/busybox")
     for applet in ("cat", "echo", "env", "hostname", "id", "mount", "pwd", "sh", "sleep", "stty", "touch", "true"):
         (directory / "bin" / applet).symlink_to("busybox")

@@ -26,10 +26,11 @@ def resolve_user(text: str | None, root: str | os.PathLike[str]) -> dict[str, An
         raise errors.InvalidArgument(f"user {text!r} is not of the form USER[:GROUP]")
     uid, gid, name = _find_user(user, Path(root))
     if colon:
-        return {"uid": uid, "gid": _find_group(group, Path(root))}
+        gid = _find_group(group, Path(root))
+        return {"uid": uid, "gid": gid, "additionalGids": [gid]}
     extra = [int(fields[2]) for fields in _entries(Path(root), "etc/group", 4) if name and name in fields[3].split(",")]
-    extra = sorted(set(extra) - {gid})
-    return {"uid": uid, "gid": gid, **({"additionalGids": extra} if extra else {})}
+    # with its own group among them, as login does: else a process could drop it and pass a file's "group may not"
+    return {"uid": uid, "gid": gid, "additionalGids": [gid, *sorted(set(extra) - {gid})]}
 
 
 def _find_user(user: str, root: Path) -> tuple[int, int, str]:
