@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from tests.launcher.stage import Room, answer, answering
+from tests.runtime.local import hugetlb_mounted
 
 from dunnage import launcher
 from dunnage.api import task_pb2
@@ -195,3 +199,34 @@ def test_what_names_no_container_is_refused(room: Room, words: list[str], messag
     done = subprocess.run([room.launcher, *words, "delete"], cwd=room.bundle, capture_output=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr.decode() == f"io.containerd.dunnage.v2: {message}"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["runc", "crun"])
+def test_a_running_container_is_ended_and_removed(room: Room, name: str) -> None:
+    root = room.top / "root"
+    rootfs = room.bundle / "rootfs"
+    (rootfs / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", rootfs / "bin" / "sleep")
+    subprocess.run(["runc", "spec", "--bundle", room.bundle], check=True, timeout=30)
+    spec = json.loads((room.bundle / "config.json").read_text())
+    spec["process"].update(terminal=False, args=["/bin/sleep", "1000"])
+    spec["linux"]["cgroupsPath"] = f"/dunnage-launcher-{os.getpid()}"
+    (room.bundle / "config.json").write_text(json.dumps(spec))
+    (room.bundle / "options.json").write_text(json.dumps({"root": str(root), "binary_name": name}))
+    (room.bundle / "runtime").write_text(name)
+    pid_file = room.bundle / "init.pid"
+    words = [name, "--root", f"{root}/default", "run", "--detach", "--bundle", str(room.bundle)]
+    null = subprocess.DEVNULL
+    with hugetlb_mounted() if name == "crun" else contextlib.nullcontext():
+        run = [*words, "--pid-file", str(pid_file), "c1"]
+        subprocess.run(run, check=True, stdin=null, stdout=null, stderr=null, timeout=30)
+        pidfd = os.pidfd_open(int(pid_file.read_text()))
+        try:
+            done = room.launch("delete")
+            assert response(done).pid == int(pid_file.read_text())
+            assert done.stderr == b""
+            assert select.select([pidfd], [], [], 5)[0]
+        finally:
+            os.close(pidfd)
+    assert not list((root / "default").iterdir())
