@@ -22,7 +22,8 @@ async def log_to(path: Path, store: Store, script: str) -> None:
     made = plan("", f"file://{path}", f"file://{path}", terminal=False)
     io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
     _, stdout, stderr = io.runtime_fds
-    process = subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    argv = ["sh", "-c", script]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)  # noqa: ASYNC220 -- starts it
     io.runtime_started()
     io.start()
     assert await asyncio.to_thread(process.wait) == 0
@@ -111,7 +112,7 @@ def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> 
         pass
 
     async def scenario() -> None:
-        with pytest.raises(errors.DeadlineExceeded, match="took more than 0.05 s"):
+        with pytest.raises(errors.DeadlineExceeded, match=r"took more than 0\.05 s"):
             await file.open_elsewhere(hangs, str(tmp_path / "log"), deadline_s=0.05)
         with pytest.raises(errors.Error, match="the child died"):
             await file.open_elsewhere(dies, str(tmp_path / "log"), deadline_s=LIMIT_S)

@@ -133,7 +133,7 @@ def test_no_byte_of_pipes_is_lost_however_often_the_worker_dies(store: Store, tm
         io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
         stdin, stdout, stderr = io.runtime_fds
         script = f"seq 1 {NUMBERS} >&2 & cat; wait"
-        process = subprocess.Popen(["sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr)  # noqa: ASYNC220 -- it only starts it
+        process = subprocess.Popen(["sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr)  # noqa: ASYNC220 -- starts it
         for fd in store.lose_worker(io).values():
             os.close(fd)
         return process
@@ -161,7 +161,7 @@ def test_no_byte_of_a_terminal_is_lost_however_often_the_worker_dies(store: Stor
     async def begin() -> subprocess.Popen[bytes]:
         io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
         io.attach_terminal(master)
-        process = subprocess.Popen(["seq", "1", str(NUMBERS)], stdin=slave, stdout=slave, stderr=slave)  # noqa: ASYNC220 -- it only starts it
+        process = subprocess.Popen(["seq", "1", str(NUMBERS)], stdin=slave, stdout=slave, stderr=slave)  # noqa: ASYNC220 -- starts it
         for fd in store.lose_worker(io).values():
             os.close(fd)
         return process
@@ -180,7 +180,7 @@ def test_no_byte_of_a_log_file_is_lost_however_often_the_worker_dies(store: Stor
 
     async def begin() -> subprocess.Popen[bytes]:
         io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
-        process = subprocess.Popen(["seq", "1", str(NUMBERS)], stdout=io.runtime_fds[1])  # noqa: ASYNC220 -- it only starts it
+        process = subprocess.Popen(["seq", "1", str(NUMBERS)], stdout=io.runtime_fds[1])  # noqa: ASYNC220 -- starts it
         for fd in store.lose_worker(io).values():
             os.close(fd)
         return process

@@ -107,8 +107,7 @@ class ProcessIO:
         """
         io = cls(plan, keep=keep, name=name, log=log, budget=budget)
         for end, fd in fds.items():
-            io._fds[end] = fd
-            io._budget.adopt(fd)
+            io._take(end, fd)
         try:
             io._reattach()
             if started:
@@ -198,9 +197,13 @@ class ProcessIO:
 
     # descriptors
 
-    def _own(self, end: str, fd: int) -> None:
+    def _take(self, end: str, fd: int) -> None:
         self._fds[end] = fd
-        self._budget.adopt(fd)
+        if end != "stdin.writer":  # the same fifo as stdin.fifo
+            self._budget.adopt(fd)
+
+    def _own(self, end: str, fd: int) -> None:
+        self._take(end, fd)
         self._keep.store(f"{self._name}:{end}", fd)
 
     def _drop(self, end: str) -> None:
