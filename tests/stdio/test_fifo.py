@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -310,6 +311,31 @@ def test_a_missing_path_is_named_and_leaves_nothing(store: Store, tmp_path: Path
     (tmp_path / missing).unlink()
     with pytest.raises(errors.Error, match=f"opening {tmp_path}/{missing}: no such file or directory"):
         asyncio.run(opened(made, store))
+
+
+def test_without_descriptors_to_have_the_error_is_clear_and_nothing_is_left(store: Store, tmp_path: Path) -> None:
+    made = fifo_plan(tmp_path, "stdin", "stdout", "stderr")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def scenario() -> int:
+        used = set(map(int, os.listdir("/proc/self/fd")))
+        free = [fd for fd in range(256) if fd not in used]
+        for room in range(40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free[room], hard))
+            try:
+                io = await opened(made, store)
+            except errors.Error as error:
+                assert "too many open files" in str(error)  # noqa: PT017 -- below, it succeeds
+                assert store.fds == {}
+            else:
+                io.close()
+                return room
+        raise AssertionError("never enough")
+
+    try:
+        assert asyncio.run(scenario()) > 9
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_stdin_must_be_a_fifo(store: Store, tmp_path: Path) -> None:

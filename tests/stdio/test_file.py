@@ -67,7 +67,7 @@ def test_a_full_disk_is_logged_and_the_process_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert path.stat().st_size == 100_000
-    assert "error copying stdout: [Errno 27] File too large" in caplog.text
+    assert "error copying stdout of default/c1: [Errno 27] File too large" in caplog.text
 
 
 def test_a_path_that_cannot_be_made_is_named(store: Store, tmp_path: Path) -> None:

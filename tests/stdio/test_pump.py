@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_a_source_that_hung_up_behind_a_full_sink_wakes_nobody(splice: Splice) -
 def test_a_broken_sink_is_logged_once_and_the_source_is_drained(
     splice: Splice, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, LOG.name)
+
     async def scenario() -> None:
         line = Line(splice=splice)
         os.close(line.reader)
@@ -130,6 +133,25 @@ def test_a_broken_sink_is_logged_once_and_the_source_is_drained(
     assert [record.getMessage() for record in caplog.records] == [
         "error copying line: [Errno 32] Broken pipe; the rest of it is discarded"
     ]
+
+
+def test_a_moment_without_memory_costs_no_byte() -> None:
+    refusals = iter(range(2))
+
+    def short_of_memory(src: int, dst: int, count: int, *, flags: int) -> int:
+        if next(refusals, None) is not None:
+            raise OSError(errno.ENOMEM, "now")
+        return os.splice(src, dst, count, flags=flags)
+
+    async def scenario() -> None:
+        line = Line(splice=short_of_memory)
+        line.pump.start()
+        os.write(line.writer, b"all of it")
+        os.close(line.writer)
+        assert await read_to_end(line.reader) == b"all of it"
+        await line.ended.wait()
+
+    asyncio.run(scenario())
 
 
 def test_a_stopped_pump_touches_nothing() -> None:

@@ -290,3 +290,28 @@ def test_a_sink_that_is_missing_is_opened_by_its_path(store: Store, tmp_path: Pa
         again.close()
 
     asyncio.run(scenario())
+
+
+def test_a_terminal_that_had_ended_is_over_for_the_next_worker_too(store: Store, tmp_path: Path) -> None:
+    made = fifo_plan(tmp_path, "stdin", "stdout", terminal=True)
+
+    async def scenario() -> None:
+        client = open_reader(made.stdout)
+        io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
+        master, slave = pty.openpty()
+        io.attach_terminal(master)
+        io.start()
+        os.write(slave, b"text")
+        fds = dict(store.lose_worker(io))
+        os.close(slave)
+        again = ProcessIO.recover(made, fds, keep=store, name=NAME, log=LOG, started=True)
+        assert await read_exactly(client, 4) == b"text"
+        fds = dict(store.lose_worker(again))
+        os.close(fds.pop("terminal"))
+        store.release(f"{NAME}:terminal")
+        last = ProcessIO.recover(made, fds, keep=store, name=NAME, log=LOG, started=True)
+        assert await last.wait_drained(LIMIT_S)
+        assert await read_to_end(client) == b""
+        last.close()
+
+    asyncio.run(scenario())

@@ -81,6 +81,9 @@ class ProcessIO:
                     io._own(end, io._fds[end])
             if plan.kind in (Kind.FIFO, Kind.FILE):
                 io._make_pipes()
+        except OSError as error:
+            io.close()
+            raise errors.Error(f"opening stdio: {os.strerror(error.errno or 0).lower()}") from error
         except BaseException:
             io.close()
             raise
@@ -111,6 +114,7 @@ class ProcessIO:
         try:
             io._reattach()
             if started:
+                io._exited = plan.kind is Kind.TERMINAL and "terminal" not in io._fds
                 io.start()
         except BaseException:
             io.close()
@@ -259,6 +263,9 @@ class ProcessIO:
             self._own(f"{stream}.pipe", ours)
             os.fchown(theirs, self.plan.io_uid, self.plan.io_gid)
 
+    def _called(self, stream: str) -> str:
+        return f"{stream} of {self._name.removeprefix('io:')}"
+
     def _path(self, stream: str) -> str:
         path: str = getattr(self.plan, stream)
         return path
@@ -274,7 +281,12 @@ class ProcessIO:
         if sink is None:  # a terminal's stderr
             return
         self._pumps[stream] = pump = Pump(
-            stream, source, sink, log=self._log, budget=self._budget, on_end=lambda: self._output_ended(stream)
+            self._called(stream),
+            source,
+            sink,
+            log=self._log,
+            budget=self._budget,
+            on_end=lambda: self._output_ended(stream),
         )
         if self._exited:
             pump.let_end()
@@ -322,7 +334,7 @@ class ProcessIO:
             self._end_stdin()
             return
         self._pumps["stdin"] = pump = Pump(
-            "stdin", source, sink, log=self._log, budget=self._budget, on_end=self._end_stdin
+            self._called("stdin"), source, sink, log=self._log, budget=self._budget, on_end=self._end_stdin
         )
         pump.start()
 
@@ -365,7 +377,7 @@ class ProcessIO:
         try:
             self._open_sink(stream, path)
         except errors.Error as error:
-            self._log.error("%s of %s is lost: %s", stream, self._name, error)
+            self._log.error("%s is lost: %s", self._called(stream), error)
             self._own(f"{stream}.sink", os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
 
 

@@ -24,6 +24,7 @@ from dunnage.stdio.fifo import readable_bytes
 
 TURN_BYTES = 1024 * 1024  # then it is another pump's turn
 NARROW_AFTER_S = 1.0  # a widened pipe that moved little for so long is cut again
+PAUSE_S = 0.1  # when the kernel has no memory for a transfer
 BUSY_TRANSFERS = 8  # so many large transfers in a row make a stream busy
 _COPY_FILE_BYTES = 64 * 1024
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -39,6 +40,10 @@ class _SourceEnded(Exception):
 
 class _SinkFailed(Exception):
     """Its cause is the OSError."""
+
+
+class _NoMemory(Exception):
+    """The kernel's, and perhaps only this moment's."""
 
 
 class Pump:
@@ -76,6 +81,7 @@ class Pump:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large_transfers = 0
         self._narrowing: asyncio.TimerHandle | None = None
+        self._pausing: asyncio.TimerHandle | None = None
         self._moved_when_armed = 0
 
     def start(self) -> None:
@@ -90,9 +96,10 @@ class Pump:
         """Let go of both descriptors, wherever the bytes are; idempotent."""
         self._unwatch()
         self._running = False
-        if self._narrowing is not None:
-            self._narrowing.cancel()
-            self._narrowing = None
+        for timer in (self._narrowing, self._pausing):
+            if timer is not None:
+                timer.cancel()
+        self._narrowing = self._pausing = None
         if self._null is not None:
             os.close(self._null)
             self._null = None
@@ -126,9 +133,12 @@ class Pump:
                 self._rest()
                 return
             except _SinkFailed as failure:
-                self._log.error("error copying %s: %s; the rest of it is discarded", self.name, failure.__cause__)
+                self._report(failure.__cause__)
                 self.discard()
                 continue
+            except _NoMemory:
+                self._pause()
+                return
             except _SourceEnded:
                 self._end()
                 return
@@ -148,6 +158,8 @@ class Pump:
             if error.errno == errno.EINVAL:
                 self._copies = True
                 return 0
+            if error.errno == errno.ENOMEM:
+                raise _NoMemory from error
             if error.errno == errno.EIO and self._source_is_terminal:
                 raise _SourceEnded from error
             raise _SinkFailed from error
@@ -186,6 +198,14 @@ class Pump:
             raise _SourceEnded
         return got
 
+    def _report(self, error: BaseException | None) -> None:
+        # A process that leaves before its input does is nothing out of the ordinary.
+        gone = isinstance(error, OSError) and (
+            error.errno == errno.EPIPE or (error.errno == errno.EIO and os.isatty(self._sink))
+        )
+        level = logging.DEBUG if gone else logging.ERROR
+        self._log.log(level, "error copying %s: %s; the rest of it is discarded", self.name, error)
+
     def _end(self) -> None:
         if not self._may_end:
             # Nobody has the terminal open, and may have it again: epoll would report the hang-up for ever.
@@ -205,6 +225,11 @@ class Pump:
             self._wait_for_sink()
         else:
             self._wait_for_source()
+
+    def _pause(self) -> None:
+        self._unwatch()
+        if self._loop is not None:
+            self._pausing = self._loop.call_later(PAUSE_S, self._wait_for_source)
 
     def _wait_for_source(self) -> None:
         if self._watched != self._source:
