@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from dunnage import __version__, launcher
+from dunnage import __version__
 from dunnage.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
 
 LAUNCHER = "containerd-shim-dunnage-v2"
@@ -26,6 +26,7 @@ OLDEST = (3, 11)
 SHEBANG_LIMIT_BYTES = 127
 """Kernels before 5.1 cut a ``#!`` line there (BINPRM_BUF_SIZE is 128); newer ones hold 255."""
 
+_SOURCE = Path(__file__).parent.parent / "launcher.py"  # read and never imported: it shares nothing with the package
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _SLOW_WAY = "# --- the slow way ---\n"
 _SLOW_WAY_END = "# --- end of the slow way ---\n"
@@ -68,7 +69,7 @@ def write_launchers(
     as_runc: bool = False,
     python: str | None = None,
     interpreter: str | None = None,
-    state_root: str = launcher.STATE_ROOT,
+    state_root: str = "/run/dunnage",
 ) -> list[Path]:
     """Write the launcher, and the drop-in with ``as_runc``; returns what was written, or writes nothing and raises.
 
@@ -81,7 +82,7 @@ def write_launchers(
         if os.path.lexists(path) and not is_ours(path):
             raise AlreadyExists(f"{path} was not written by dunnage install, and stays as it is")
     text = rendered(
-        Path(launcher.__file__).read_text(encoding="utf-8"),
+        _SOURCE.read_text(encoding="utf-8"),
         shebang=shebang(interpreter or launcher_interpreter()),
         python=python or sys.executable,
         version=__version__,
