@@ -26,6 +26,7 @@ QUEUE = 256  # notices and answers that a worker has not taken; beyond it, its r
 RETRY_S = 0.1  # after a full fd table
 PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # before a worker that died young is forked again
 YOUNG_S = 10.0
+WORKER_END_S = 1.0  # for a worker to end by itself when all is over
 
 
 class Refused(Exception):
@@ -99,8 +100,16 @@ class Keeper:
             if self.terminate:
                 self.terminate = False
                 self._stop = may_end() or not self.has_children()
+        self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Close their sockets, which tells them; kill whoever has not ended a moment later."""
+        deadline = time.monotonic() + WORKER_END_S
+        for slot in self.slots.values():
+            self._close_worker(slot)
         for slot in self.slots.values():
             if slot.pid:
+                select.select([slot.pidfd], [], [], max(0.0, deadline - time.monotonic()))
                 signal.pidfd_send_signal(slot.pidfd, signal.SIGKILL)
                 os.waitpid(slot.pid, 0)
 

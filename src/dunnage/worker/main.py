@@ -67,9 +67,8 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     worker.consider_idling()
     await over.wait()
     if not is_node:
-        # who asks now finds nobody, and has the node's worker make another
-        os.unlink(control_path)
-        os.unlink(f"{control_path}.node")
+        os.unlink(control_path)  # who asks now finds nobody, and has the node's worker make another
+    os.unlink(node.getsockname())
     launchers.close()
     node.close()
 
