@@ -109,7 +109,9 @@ class Keeper:
             self._close_worker(slot)
         for slot in self.slots.values():
             if slot.pid:
-                select.select([slot.pidfd], [], [], max(0.0, deadline - time.monotonic()))
+                ending = select.poll()
+                ending.register(slot.pidfd, select.POLLIN)
+                ending.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 signal.pidfd_send_signal(slot.pidfd, signal.SIGKILL)
                 os.waitpid(slot.pid, 0)
 

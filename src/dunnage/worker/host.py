@@ -13,7 +13,7 @@ from typing import Any
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.container.process import UNKNOWN_STATUS
-from dunnage.errors import DeadlineExceeded, Error
+from dunnage.errors import DeadlineExceeded, Error, Unavailable
 from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
@@ -65,8 +65,8 @@ class ProcessWatch:
         try:
             exit = await self._host.keeper.peek(self.pid)
             status = UNKNOWN_STATUS if exit is None else exit.status
-        except ChildProcessError:
-            self._host.log.error("process %d was no child of the keeper: its exit status is not known", self.pid)
+        except (ChildProcessError, Unavailable) as error:
+            self._host.log.error("the exit status of process %d is not known: %s", self.pid, error)
             status = UNKNOWN_STATUS
         finally:
             os.close(self._pidfd)
@@ -74,8 +74,7 @@ class ProcessWatch:
         tell, self._on_death = self._on_death, None
         if tell is not None:
             tell(Death(status, time.time_ns()))
-        self._host.keeper.reap(self.pid)
-        self._host.claimed.discard(self.pid)
+        self._host.reap(self.pid)
 
 
 class KeeperHost:
@@ -139,6 +138,14 @@ class KeeperHost:
                     continue
                 self.claimed.add(pid)
                 await self._wait(name, child, self._mount_timeout_s)
+
+    def reap(self, pid: int) -> None:
+        """Its end is written down: let the pid go."""
+        self.claimed.discard(pid)
+        try:
+            self.keeper.reap(pid)
+        except Unavailable:
+            pass  # without a keeper it is the child of init, which reaps
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -216,8 +223,7 @@ class KeeperHost:
         try:
             exit = await self.keeper.peek(child.pid)
         finally:
-            self.keeper.reap(child.pid)
-            self.claimed.discard(child.pid)
+            self.reap(child.pid)
         return exit if exit is not None else Exit(UNKNOWN_STATUS, None)
 
 

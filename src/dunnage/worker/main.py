@@ -58,7 +58,7 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
     if is_node:
         keeper.on_child = worker.host.look_for_orphans
-    keeper.on_closed = over.set
+    keeper.on_closed = lambda: _keeper_gone(worker, over, logger)
     await recover(worker, log=logger)
     others = OtherWorkers(keeper, state=state, log=logger) if is_node else None
     node = _open_node(worker, others, os.path.join(state, "node") if is_node else f"{control_path}.node")
@@ -83,6 +83,14 @@ def _join(cgroup: str, logger: logging.Logger) -> str:
         logger.error("%s", error)
         return str(error)
     return ""
+
+
+def _keeper_gone(worker: Worker, over: asyncio.Event, logger: logging.Logger) -> None:
+    """The keeper has ended. It does so when nothing is left here; otherwise the containers need this worker still."""
+    if worker.groups:
+        logger.error("the keeper %d is gone; %d groups are served on", worker.keeper.keeper_pid, len(worker.groups))
+    else:
+        over.set()
 
 
 def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
