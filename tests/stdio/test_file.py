@@ -102,6 +102,30 @@ def test_a_child_opens_what_may_hang(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "log").read_bytes() == b"here"
 
 
+def test_both_streams_share_the_description_that_was_opened_elsewhere(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    asked: list[str] = []
+
+    async def open_log(wanted: str) -> int:
+        asked.append(wanted)
+        return file.open_log(wanted)
+
+    async def scenario() -> None:
+        made = plan("", f"file://{path}", f"file://{path}", terminal=False)
+        io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG, open_log=open_log)
+        for fd, text in zip(io.runtime_fds[1:], (b"one", b"two"), strict=True):
+            assert fd is not None
+            os.write(fd, text)
+        io.runtime_started()
+        io.start()
+        assert await io.wait_drained(LIMIT_S)
+        io.close()
+
+    asyncio.run(scenario())
+    assert asked == [str(path)]
+    assert sorted((path.read_bytes()[:3], path.read_bytes()[3:])) == [b"one", b"two"]
+
+
 def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> None:
     kept: list[int] = []
 

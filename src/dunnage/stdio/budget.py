@@ -23,26 +23,26 @@ _KERNEL_DEFAULT_PAGES = 16384  # fs/pipe.c: PIPE_DEF_BUFFERS * INR_OPEN_CUR
 
 
 class PipeBudget:
-    """One per worker, handed to every ProcessIO; a pipe is counted by the descriptor it was adopted with."""
+    """One per worker, handed to every ProcessIO; a pipe is counted by the descriptor it was adopted with.
+
+    `limit_bytes` is half the quota unless given: where a node has several workers, each is given its part.
+    """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
         self.limit_bytes = _soft_limit_pages() * PAGE_BYTES // 2 if limit_bytes is None else limit_bytes
+        self.used_bytes = 0
         self._sizes: dict[int, int] = {}
-
-    @property
-    def used_bytes(self) -> int:
-        return sum(self._sizes.values())
 
     def adopt(self, fd: int) -> None:
         """Count the pipe `fd`, and cut it to its idle size; what is no pipe, or full, is left alone."""
         size = _size(fd)
         if size is not None:
-            self._sizes[fd] = size
+            self._note(fd, size)
             self.shrink(fd)
 
     def forget(self, fd: int) -> None:
         """To be called before `fd` is closed; idempotent."""
-        self._sizes.pop(fd, None)
+        self.used_bytes -= self._sizes.pop(fd, 0)
 
     def grow(self, fd: int, size_bytes: int) -> bool:
         """Grow the pipe `fd` to `size_bytes` if it is smaller and the budget allows it; say whether it grew."""
@@ -64,10 +64,14 @@ class PipeBudget:
 
     def _resize(self, fd: int, size_bytes: int) -> bool:
         try:
-            self._sizes[fd] = fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes)
+            self._note(fd, fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size_bytes))
         except OSError:  # EBUSY: more bytes in it than that; EPERM: not root, and the quota is used up
             return False
         return True
+
+    def _note(self, fd: int, size_bytes: int) -> None:
+        self.used_bytes += size_bytes - self._sizes.get(fd, 0)
+        self._sizes[fd] = size_bytes
 
 
 def _size(fd: int) -> int | None:
