@@ -87,25 +87,22 @@ class Bundle:
         self._write("runtime", runtime, 0o600)
 
     def read_record(self) -> Record | None:
-        """What was saved last; None where nothing was. Raises Error for a record of a newer version."""
-        try:
-            record: Record = json.loads(self._read(RECORD))
-        except FileNotFoundError:
+        """What was saved last; None where nothing was. Raises Error for one that cannot be read or is of a newer
+        version."""
+        record = self._read_object(RECORD)
+        if record is None:
             return None
-        if record.get("version", 0) > RECORD_VERSION:
-            raise Error(f"{self.path}/{RECORD} is of version {record['version']}; this dunnage reads {RECORD_VERSION}")
+        version = record.get("version", 0)
+        if not isinstance(version, int) or version > RECORD_VERSION:
+            raise Error(f"{self.path}/{RECORD} is of version {version}; this dunnage reads {RECORD_VERSION}")
         return record
 
     def save(self, record: Record) -> None:
         self._write(RECORD, json.dumps({"version": RECORD_VERSION, **record}, separators=(",", ":")), 0o600)
 
     def read_launch(self) -> Record | None:
-        """What ``write_launch`` wrote; None where it never did."""
-        try:
-            launch: Record = json.loads(self._read(LAUNCH))
-        except FileNotFoundError:
-            return None
-        return launch
+        """What ``write_launch`` wrote; None where it never did. Raises Error for what cannot be read."""
+        return self._read_object(LAUNCH)
 
     def write_launch(self, launch: Record) -> None:
         """Keep what the launcher handed down: written once, as large as an environment, so apart from the record."""
@@ -122,6 +119,17 @@ class Bundle:
         except FileNotFoundError:
             pass  # removed before, or never made
 
+    def _read_object(self, name: str) -> Record | None:
+        try:
+            value = json.loads(self._read(name))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise Error(f"{self.path}/{name} cannot be read: {error}") from error
+        if not isinstance(value, dict):
+            raise Error(f"{self.path}/{name} is not a JSON object")
+        return value
+
     def _read(self, name: str) -> str:
         with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory), encoding="utf-8") as file:
             return file.read()
@@ -130,9 +138,13 @@ class Bundle:
         temporary = f".{name}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(temporary, flags, mode, dir_fd=self.directory)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(temporary, name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        try:
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(temporary, name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        except BaseException:
+            self.remove(temporary)
+            raise
 
 
 def has_private_pid_namespace(spec: Mapping[str, Any]) -> bool:

@@ -1,0 +1,80 @@
+"""A group: who is there, who is still to come, and when it may close."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from dunnage.container.container import Container
+from dunnage.container.group import Group
+from dunnage.errors import AlreadyExists, NotFound
+
+CONTAINER = cast(Container, object())  # a group only keeps it
+
+
+@pytest.fixture
+def group() -> Group:
+    return Group("default", "pod", "unix:///run/s")
+
+
+def test_an_unknown_container_is_not_created(group: Group) -> None:
+    with pytest.raises(NotFound, match=r"^container not created$"):
+        group.container("c1")
+
+
+def test_a_group_is_empty_when_nobody_is_there_or_to_come(group: Group) -> None:
+    assert group.is_empty
+    group.announce("c1", 10)
+    assert not group.is_empty
+    group.begin_create("c1")
+    assert not group.is_empty
+    group.end_create("c1", CONTAINER)
+    assert not group.is_empty
+    assert group.container("c1") is CONTAINER
+    del group.containers["c1"]
+    assert group.is_empty
+
+
+def test_a_failed_create_leaves_nothing(group: Group) -> None:
+    group.announce("c1", 10)
+    group.begin_create("c1")
+    group.end_create("c1", None)
+    assert group.is_empty
+    group.begin_create("c1")
+
+
+def test_an_id_is_created_once(group: Group) -> None:
+    group.begin_create("c1")
+    with pytest.raises(AlreadyExists, match=r"^container c1$"):
+        group.begin_create("c1")
+    group.end_create("c1", CONTAINER)
+    with pytest.raises(AlreadyExists, match=r"^container c1$"):
+        group.begin_create("c1")
+
+
+def test_a_refused_create_does_not_take_up_the_announcement_of_another(group: Group) -> None:
+    group.begin_create("c1")
+    group.announce("c1", 10)
+    with pytest.raises(AlreadyExists):
+        group.begin_create("c1")
+    assert list(group.expire(10)) == ["c1"]
+
+
+def test_announcements_expire_at_their_time(group: Group) -> None:
+    group.announce("c1", 10)
+    group.announce("c2", 20)
+    assert list(group.expire(9.9)) == []
+    assert list(group.expire(10)) == ["c1"]
+    assert not group.is_empty
+    group.withdraw("c2")
+    group.withdraw("never announced")
+    assert list(group.expire(1000)) == []
+    assert group.is_empty
+
+
+def test_a_second_start_renews_the_announcement(group: Group) -> None:
+    group.announce("c1", 10)
+    group.announce("c1", 20)
+    assert list(group.expire(15)) == []
+    assert list(group.expire(20)) == ["c1"]
