@@ -186,6 +186,7 @@ def mount_all(argument: Any, fds: Mapping[str, int]) -> int:
             plan = mount_plan(mount["type"], mount["source"], mount["options"], page_bytes=resource.getpagesize())
             _make(plan, mount, rootfs, made)
     except Error as error:
+        os.chdir("/")
         texts = [str(error)]
         for place in reversed(made):
             try:
@@ -204,17 +205,25 @@ def _make(plan: Plan, mount: Mapping[str, Any], rootfs: str, made: list[Place]) 
         place = open_place(rootfs, mount.get("target", ""))
     except OSError as error:
         raise Error(f"mount target {quoted(target)}: {_reason(error)}") from error
-    if plan.helper is not None:
-        _run_helper(plan.helper, target)
-        made.append(place)
-        return
-    with _source(plan, mount["source"]) as source:
+    try:
+        if plan.helper is not None:
+            _run_helper(plan.helper, target)
+            made.append(place)
+        else:
+            _do(plan, mount, place, target, made)
+    finally:
+        if place not in made:
+            os.close(place.directory)  # it would keep busy what it lies in
+
+
+def _do(plan: Plan, mount: Mapping[str, Any], place: Place, target: str, made: list[Place]) -> None:
+    with _source(plan, mount["source"]) as device:
         for step in plan.steps:
             try:
-                _mount_at(place, step if plan.loop is None else step._replace(source=source), plan.directory)
+                _mount_at(place, step if plan.loop is None else step._replace(source=device), plan.directory)
             except OSError as error:
                 raise Error(
-                    f"mount source: {quoted(step.source)}, target: {quoted(target)}, fstype: {step.fstype}, "
+                    f"mount source: {quoted(mount['source'])}, target: {quoted(target)}, fstype: {mount['type']}, "
                     f"flags: {step.flags}, data: {quoted(step.data)}, err: {_reason(error)}"
                 ) from error
             if not step.flags & MS_REMOUNT:
