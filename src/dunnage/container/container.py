@@ -89,6 +89,7 @@ class Container:
         self._tell = tell
         self._io_drain_timeout_s = io_drain_timeout_s
         self._order = ExitOrder()
+        self._unanswered_starts: set[str] = set()
         self._kills_all = True
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,6 +141,9 @@ class Container:
         """Start the init or an exec; return its pid. Its start is told before anything else of it."""
         process = self.process(exec_id)
         async with process.turn:
+            if process.id in self._unanswered_starts:
+                self._unanswered_starts.discard(process.id)
+                return process.pid
             if isinstance(process, Exec):
                 return await self._start_exec(process)
             return await self._start_init()
@@ -237,7 +241,7 @@ class Container:
             "untold": list(self._order.waiting),
         }
 
-    def restore(self, record: Record, fds: dict[str, int]) -> None:
+    async def restore(self, record: Record, fds: dict[str, int]) -> None:
         """Go on where the last worker stopped. ``fds``: what the store holds for ``io:<this name>``, by the rest of its
         name. Watches what ran; an exit that was not told yet is told when its time comes."""
         self.created_at = record["created_at"]
@@ -250,8 +254,12 @@ class Container:
             if self.process(exec_id).pid:
                 self._order.starting(exec_id)
                 self._order.started(exec_id)
+        started = [process for process in [self.init, *self.execs.values()] if await self._was_started(process)]
         for process in [self.init, *self.execs.values()]:
             self._take_up(process, fds)
+        for process in started:
+            self._tell(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
+            self._tell_exits(self._order.started(process.id))
 
     def close(self) -> None:
         """Give back every descriptor of a container that is deleted or was never made."""
@@ -440,6 +448,31 @@ class Container:
             self._tell(Exited(process_id, process.ended))
         if process_ids:
             self.save()
+
+    async def _was_started(self, process: Process) -> bool:
+        """Whether a Start that nobody answered has had its effect; then its client, who asks again, has its answer."""
+        if process.state is not State.CREATED:
+            return False
+        if isinstance(process, Exec):
+            await self._host.wait_inherited(f"runtime:{self.name}/{process.id}:exec")
+            try:
+                process.pid = _read_pid(
+                    self.bundle.exec_pid_path(process.id), "failed to retrieve OCI runtime exec pid"
+                )
+            except Error:
+                return False
+        else:
+            await self._host.wait_inherited(f"runtime:{self.name}:start")
+            try:
+                if (await self._runtime.state(self.id)).get("status") == "created":
+                    return False
+            except Error as error:
+                self.log.warning("the runtime does not know whether container %s was started: %s", self.id, error)
+                return False
+        process.state = State.RUNNING
+        self._order.starting(process.id)
+        self._unanswered_starts.add(process.id)
+        return True
 
     def _take_up(self, process: Process, fds: dict[str, int]) -> None:
         prefix = f"/{process.id}:" if process.id else ":"

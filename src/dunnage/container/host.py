@@ -41,6 +41,9 @@ class Host(Protocol):
         """Watch a child of the keeper. ``on_death`` is called once, and what it wrote down is safe when it returns:
         only then is the process reaped."""
 
+    async def wait_inherited(self, call: str) -> None:
+        """Wait for a runtime call of this name that a former worker began, if it still runs: what it does is done."""
+
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
         """Make the mounts in order, all or none. Raises Error with the text of the one that failed."""
 

@@ -128,10 +128,9 @@ class KeeperHost:
         finally:
             self._calls_in_flight -= 1
 
-    async def wait_inherited(self, prefix: str) -> None:
-        """Wait for the calls of a former worker whose names begin so, and reap them: what they did is done."""
+    async def wait_inherited(self, call: str) -> None:
         for pid, name in list(self.keeper.children.items()):
-            if name.startswith(prefix):
+            if name == call:
                 try:
                     child = Child(pid, os.pidfd_open(pid))
                 except ProcessLookupError:

@@ -6,6 +6,7 @@ out when nothing else is left, or when they are most of a large file.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Journal:
         self._store = store
         self._next = 1
         self._live: dict[int, bytes] = {}
+        self._live_bytes = 0
         if fd is None:
             self._fd = self._make()
             self._size = 0
@@ -36,23 +38,26 @@ class Journal:
         return dict(self._live)
 
     def append(self, data: bytes) -> int:
-        """Write a record down; its number."""
+        """Write a record down; its number. Raises OSError when it could not be written: then it is not there."""
         number = self._next
         self._next += 1
-        self._live[number] = data
         self._write(_HEADER.pack(len(data), _APPENDED, number) + data)
+        self._live[number] = data
+        self._live_bytes += len(data)
         return number
 
     def done(self, number: int) -> None:
         """A record is not needed any more. Idempotent."""
-        if self._live.pop(number, None) is None:
+        data = self._live.pop(number, None)
+        if data is None:
             return
+        self._live_bytes -= len(data)
         if not self._live:
             os.ftruncate(self._fd, 0)
             self._size = 0
             return
         self._write(_HEADER.pack(0, _DONE, number))
-        if self._size > _COMPACT_BYTES and self._size > 2 * sum(map(len, self._live.values())):
+        if self._size > _COMPACT_BYTES and self._size > 2 * self._live_bytes:
             self._compact()
 
     def for_one(self, label: str) -> LabelledJournal:
@@ -68,8 +73,11 @@ class Journal:
         return found
 
     def _write(self, data: bytes) -> None:
-        os.pwrite(self._fd, data, self._size)
-        self._size += len(data)
+        written = os.pwrite(self._fd, data, self._size)
+        if written < len(data):
+            os.ftruncate(self._fd, self._size)
+            raise OSError(errno.ENOSPC, f"{self.name}: {os.strerror(errno.ENOSPC)}")
+        self._size += written
 
     def _compact(self) -> None:
         compact = self._make(keep=False)
@@ -99,6 +107,8 @@ class Journal:
                 self._live.pop(number, None)
             self._next = max(self._next, number + 1)
             at = end
+        self._live_bytes = sum(map(len, self._live.values()))
+        os.ftruncate(self._fd, at)  # else the rest of a cut write could be read as records behind a shorter one
         return at
 
 

@@ -66,7 +66,7 @@ async def _take_up_container(worker: Worker, name: str, fd: int, fds: dict[str, 
         return
     served.group.end_create(container_id, container)
     served.group.withdraw(container_id)
-    container.restore(record, _ends(f"io:{name}", fds))
+    await container.restore(record, _ends(f"io:{name}", fds))
 
 
 def _restored(
