@@ -10,14 +10,27 @@ import json
 import logging
 import os
 import re
+import stat
 import time
+from collections.abc import Callable
+
+CONTAINER = "container"
+"""The attribute of a record, and the field of a line, that says whose it is."""
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 _PLAIN = re.compile(r"[A-Za-z0-9\-._/@^+]+")
+_PIPE_BUF = 4096  # a line that is not longer is written whole or not at all (pipe(7))
 
 
 class LogrusFormatter(logging.Formatter):
-    """``time="…" level=… msg="…" key=value``, times in UTC with nanoseconds; a traceback is one quoted field."""
+    """``time="…" level=… msg="…" key=value``, times in UTC with nanoseconds; a traceback is one quoted field.
+
+    ``names_container`` is for where the lines of many containers meet.
+    """
+
+    def __init__(self, *, names_container: bool = True) -> None:
+        super().__init__()
+        self._names_container = names_container
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -25,6 +38,8 @@ class LogrusFormatter(logging.Formatter):
             "level": _LEVELS.get(record.levelname, record.levelname.lower()),
             "msg": record.getMessage(),
         }
+        if self._names_container and isinstance(container := getattr(record, CONTAINER, None), str):
+            fields[CONTAINER] = container
         if record.exc_info and record.exc_info[0] is not None:
             fields["error"] = repr(record.exc_info[1])
             fields["stack"] = self.formatException(record.exc_info)
@@ -35,36 +50,48 @@ class FifoHandler(logging.Handler):
     """Writes each line to a fifo that exists and is read; otherwise the line goes on to the parent logger.
 
     The fifo is opened for one line and closed again: lines are rare, and a file descriptor a container is not.
+    ``directory`` is asked each time, since it may be closed, and its number another's, while lines still come.
     """
 
-    def __init__(self, directory: int, name: str, fallback: logging.Logger) -> None:
+    def __init__(self, directory: Callable[[], int], name: str, fallback: logging.Logger) -> None:
         super().__init__()
         self._directory = directory
         self._name = name
         self._fallback = fallback
-        self.setFormatter(LogrusFormatter())
+        self.setFormatter(LogrusFormatter(names_container=False))
 
     def emit(self, record: logging.LogRecord) -> None:
         line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
-        try:
-            fd = os.open(self._name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
-        except OSError:
-            # ENXIO: containerd is away; ENOENT: there is no containerd
+        if not self._write(line if len(line) <= _PIPE_BUF else line[: _PIPE_BUF - 1] + b"\n"):
             self._fallback.handle(record)
-            return
+        elif len(line) > _PIPE_BUF:
+            self._fallback.handle(record)  # there it is whole
+
+    def _write(self, line: bytes) -> bool:
+        directory = self._directory()
+        if directory < 0:
+            return False
         try:
-            os.write(fd, line[:4096])  # PIPE_BUF: a line is never mixed with another's
+            fd = os.open(self._name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         except OSError:
-            # EAGAIN: nobody takes the lines away; EPIPE: the reader went just now
-            self._fallback.handle(record)
+            return False  # ENXIO: containerd is away; ENOENT: there is no containerd
+        try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return False
+            os.write(fd, line)
+        except OSError:
+            return False  # EAGAIN: nobody takes the lines away; EPIPE: the reader went just now
         finally:
             os.close(fd)
+        return True
 
 
-def container_logger(directory: int, namespace: str, container_id: str) -> logging.Logger:
-    """A logger for one container, its lines in the fifo ``log`` of the bundle open at ``directory``."""
+def container_logger(directory: Callable[[], int], namespace: str, container_id: str) -> logging.Logger:
+    """A logger for one container, its lines in the fifo ``log`` of the bundle open at ``directory()`` (-1: closed)."""
     node = logging.getLogger("dunnage")
-    logger = logging.Logger(f"{namespace}/{container_id}", level=node.getEffectiveLevel())
+    name = f"{namespace}/{container_id}"
+    logger = logging.Logger(name, level=node.getEffectiveLevel())
+    logger.addFilter(lambda record: setattr(record, CONTAINER, name) is None)
     logger.addHandler(FifoHandler(directory, "log", node))
     return logger
 

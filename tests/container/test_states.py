@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from dunnage import errors
@@ -95,7 +97,7 @@ EXEC = {
 }
 
 
-def rows(table: dict[str, tuple[str, ...]], columns: tuple[str, ...]) -> list[tuple[str, str, str]]:
+def rows(table: Mapping[str, tuple[str, ...]], columns: tuple[str, ...]) -> list[tuple[str, str, str]]:
     return [
         (operation, state, answer)
         for operation, answers in table.items()

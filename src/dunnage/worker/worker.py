@@ -164,7 +164,7 @@ class Worker:
     ) -> Container:  # fmt: skip
         """A container as a value: nothing has been done for it yet."""
         namespace = served.group.namespace
-        log = container_logger(bundle.directory, namespace, container_id)
+        log = container_logger(lambda: bundle.directory, namespace, container_id)
         runtime = Runtime(
             options.binary_name or self.config.runtime,
             root=os.path.join(options.root or self.config.runtime_root, namespace),
