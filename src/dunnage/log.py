@@ -91,7 +91,12 @@ def container_logger(directory: Callable[[], int], namespace: str, container_id:
     node = logging.getLogger("dunnage")
     name = f"{namespace}/{container_id}"
     logger = logging.Logger(name, level=node.getEffectiveLevel())
-    logger.addFilter(lambda record: setattr(record, CONTAINER, name) is None)
+
+    def mark(record: logging.LogRecord) -> bool:
+        setattr(record, CONTAINER, name)
+        return True
+
+    logger.addFilter(mark)
     logger.addHandler(FifoHandler(directory, "log", node))
     return logger
 
