@@ -78,6 +78,11 @@ class Running:
         finally:
             connection.close()
 
+    def wait_done(self) -> None:
+        """Until the keeper has done what its worker asked for without awaiting an answer."""
+        with pytest.raises(Failed, match="ChildProcessError"):
+            self.ask("peek", pid=1)  # requests are done in order
+
     def kill_worker(self) -> int:
         pid: int = self.ask("pids")["worker"]
         pidfd = os.pidfd_open(pid)

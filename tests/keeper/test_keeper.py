@@ -215,7 +215,8 @@ def test_missing_command_is_told_in_gos_words(keeper: Running) -> None:
     with pytest.raises(Failed) as directory:
         keeper.ask("spawn", argv=["true"], cwd="/no/where")
     assert directory.value.args[2] == "chdir /no/where: no such file or directory"
-    assert descendants(keeper.process.pid) == [keeper.ask("pids")["worker"]]
+    while descendants(keeper.process.pid) != [keeper.ask("pids")["worker"]]:
+        pass  # they are reaped when they are dead, nobody has to ask
 
 
 def test_command_is_looked_up_in_the_path_of_its_own_environment(keeper: Running, tmp_path: Path) -> None:
@@ -374,8 +375,7 @@ def test_name_is_replaced_and_released(keeper: Running) -> None:
 
 def test_store_leaks_nothing(keeper: Running) -> None:
     def open_fds() -> int:
-        with pytest.raises(Failed, match="ChildProcessError"):
-            keeper.ask("peek", pid=1)  # answered after all that was asked before
+        keeper.wait_done()
         return len(os.listdir(f"/proc/{keeper.process.pid}/fd"))
 
     before = open_fds()
@@ -406,6 +406,7 @@ def test_listener_of_the_worker_is_accepted_on_and_stays_so_when_it_dies(keeper:
     other = Connection(path)
     assert other.ask("pids")["parent"] == keeper.process.pid
     keeper.ask("stop_accepting", name="ttrpc:x")
+    keeper.wait_done()
     third = Connection(path)
     third.sock.settimeout(0.3)
     third.send("pids")
@@ -459,7 +460,25 @@ def test_full_table_of_files_stops_accepting_until_one_is_released(start_keeper:
         connection.receive()
         connection.close()
     assert first.ask("pids")["keeper"] == keeper.process.pid
-    assert "Too many open files" in keeper.log
+    assert keeper.log.count("Too many open files") >= 1
+
+
+def test_listener_that_its_worker_has_shut_down_is_left_alone(keeper: Running) -> None:
+    path = keeper.state / "shut"
+    keeper.ask("listen", name="shut", path=str(path))
+    Connection(path).close()
+    keeper.ask("shut_down", name="shut")
+    while "nothing more is accepted on shut" not in keeper.log:
+        keeper.ask("pids")
+
+
+def test_log_does_not_grow_for_ever(keeper: Running) -> None:
+    keeper.ask("pids")
+    with open(keeper.state / "log", "a") as log:
+        log.write("x" * (2 << 20))
+    keeper.kill_worker()
+    keeper.ask("pids")
+    assert len(keeper.log) < 4096
 
 
 def test_message_whose_fds_find_no_room_is_answered_with_an_error(start_keeper: Start, tmp_path: Path) -> None:

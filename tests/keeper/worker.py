@@ -24,6 +24,7 @@ class Worker:
         self.given: list[str] = []
         self.accepted: list[str] = []
         self.pidfds: dict[int, int] = {}
+        self.listeners: dict[str, socket.socket] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.given_event = asyncio.Event()
         self.deaths = asyncio.Event()
@@ -221,7 +222,7 @@ class Worker:
         listener.bind(path)
         listener.listen(100)
         self.keeper.store(name, listener.fileno())
-        listener.close()
+        self.listeners[name] = listener
         self.keeper.accept_on(name)
 
     async def do_give_listener(self, owner: str, path: str) -> None:
@@ -230,6 +231,9 @@ class Worker:
             listener.bind(path)
             listener.listen(100)
             self.keeper.store("control", listener.fileno(), owner=owner)
+
+    async def do_shut_down(self, name: str) -> None:
+        self.listeners[name].shutdown(socket.SHUT_RDWR)
 
     async def do_stop_accepting(self, name: str) -> None:
         self.keeper.stop_accepting(name)

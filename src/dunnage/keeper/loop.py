@@ -81,6 +81,8 @@ class Keeper:
         self._listeners: dict[tuple[str, str], Listener] = {}
         self._resume_at: float | None = None
         self._accepted = 0
+        self._full = False  # said once: the fd table is full
+        self._failed: set[int] = set()  # children that told of a failed exec, and are in their exit
         self._stop = False
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.terminate = False  # set by SIGTERM's handler
@@ -135,6 +137,8 @@ class Keeper:
             os.read(self._wake, 4096)
         except BlockingIOError:
             return
+        for pid in list(self._failed):
+            self._reap_failed(pid)
         # one notice for any number of deaths (and for a signal that was none): a worker looks at its own pidfds
         for slot in self.slots.values():
             if slot.sock is not None and not slot.told_death:
@@ -402,9 +406,15 @@ class Keeper:
         if not told:
             self._answer_child(slot, call, pid)
             return
-        os.waitpid(pid, 0)  # it is in its exit
-        self.children.pop(pid, None)
+        self._reap_failed(pid)
         self._tell(slot, {"answer": call, "error": json.loads(told)})
+
+    def _reap_failed(self, pid: int) -> None:
+        """Reap a child that is in its exit, later if it is long about it (closing a file on a dead server)."""
+        self._failed.add(pid)
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            self._failed.discard(pid)
+            self.children.pop(pid, None)
 
     def _fork_child(self, slot: Slot, message: dict[str, Any], fds: list[int]) -> None:
         named = dict(zip(message["fds"], fds, strict=True))
@@ -518,21 +528,28 @@ class Keeper:
         if self._resume_at is not None or (slot is not None and slot.held):
             self._unwatch(fd)
         elif fd not in self._ready:
-            self._watch(fd, select.POLLIN, lambda _events: self._accept(listener))
+            self._watch(fd, select.POLLIN, lambda events: self._accept(listener, events))
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept(self, listener: Listener, events: int) -> None:
         owner, name = listener.owner, listener.name
+        if events & select.POLLHUP:  # somebody has shut it down: it would be ready for ever, and give nothing
+            self._log(f"nothing more is accepted on {name}")
+            self._forget_listener(owner, name)
+            return
         try:
             connection, _ = listener.sock.accept()
         except BlockingIOError:
             return
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._log(f"accept on {name}: {error.strerror}; tried again in {RETRY_S} s")
+                if not self._full:
+                    self._log(f"accept on {name}: {error.strerror}; tried again every {RETRY_S} s")
+                self._full = True
                 self._resume_at = time.monotonic() + RETRY_S
                 for other in self._listeners.values():
                     self._unwatch(other.sock.fileno())
-            return  # else: it was gone before it was accepted
+            return  # else it was gone before it was accepted
+        self._full = False
         self._accepted += 1
         stored = f"{name}#{self._accepted}"
         self.store[owner, stored] = connection.detach()

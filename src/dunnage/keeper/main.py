@@ -13,7 +13,7 @@ import json
 import os
 import resource
 import signal
-import sys
+import stat
 import time
 from collections.abc import Sequence
 
@@ -21,6 +21,8 @@ from dunnage.keeper import children
 from dunnage.keeper.loop import Keeper
 from dunnage.linux import process
 from dunnage.linux.attributes import Attributes, set_oom_score_adj
+
+LOG_BYTES = 1 << 20
 
 # the kernel sends these for our own mistakes: a handler would return into the fault for ever
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
@@ -71,8 +73,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def log(text: str) -> None:
+    """Write a line to stderr, which is ``DIR/log``: emptied when it has become long, since it lies in memory."""
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    print(f'time="{moment}" level=warning msg={json.dumps(f"keeper: {text}")}', file=sys.stderr, flush=True)
+    line = f'time="{moment}" level=warning msg={json.dumps(f"keeper: {text}")}\n'
+    try:
+        status = os.fstat(2)
+        if stat.S_ISREG(status.st_mode) and status.st_size > LOG_BYTES:
+            os.ftruncate(2, 0)
+        os.write(2, line.encode())
+    except OSError:
+        pass  # a full /run: there is nowhere to say so, and a keeper does not die of it
 
 
 def is_machine_going_down() -> bool:
