@@ -337,6 +337,19 @@ def test_large_argument_travels(keeper: Running) -> None:
     assert keeper.finish(pid) == [11, None]
 
 
+def test_mounts_are_made_by_a_forked_child_and_are_seen_by_all(keeper: Running, tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    rootfs.mkdir()
+    mounts = [{"type": "tmpfs", "source": "tmpfs", "target": "", "options": ["size=64k"]}]
+    argument = {"rootfs": str(rootfs), "mounts": mounts}
+    pid = keeper.ask("fork", entry="dunnage.linux.mount:mount_all", argument=argument, texts={"error": ""})
+    assert keeper.finish(pid) == [0, None]
+    assert os.path.ismount(rootfs)
+    pid = keeper.ask("fork", entry="dunnage.linux.mount:unmount_all", argument=argument, texts={"error": ""})
+    assert keeper.finish(pid) == [0, None]
+    assert not os.path.ismount(rootfs)
+
+
 # --- orphans
 
 

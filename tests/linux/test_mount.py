@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,27 @@ def test_place_keeps_no_fd_but_its_own(rootfs: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_place(str(rootfs), "a/none/x")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_read_only_bind_in_a_user_namespace_keeps_locked_flags(tmp_path: Path) -> None:
+    """The source's nosuid and nodev are locked there: a remount without them is refused, and so is done with them."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    assert mount(source, ("tmpfs", "t", "", ["nosuid", "nodev", "noexec"])) == (0, "")
+    code = f"""
+import os
+from dunnage.linux.mount import mount_all
+mounts = [{{"type": "bind", "source": {str(source)!r}, "target": "", "options": ["bind", "ro"]}}]
+status = mount_all({{"rootfs": {str(target)!r}, "mounts": mounts}}, {{"error": 2}})
+flags = os.statvfs({str(target)!r}).f_flag
+print(status, bool(flags & os.ST_RDONLY), bool(flags & os.ST_NOSUID), bool(flags & os.ST_NODEV))
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    try:
+        done = subprocess.run(
+            ["unshare", "-U", "-r", "-m", sys.executable, "-c", code], env=env, capture_output=True, text=True
+        )
+        assert done.stdout == "0 True True True\n", done.stderr
+    finally:
+        unmount(source)

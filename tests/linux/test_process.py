@@ -120,3 +120,26 @@ def test_namespaces_are_those_of_the_process() -> None:
     assert {kind for kind in mine if mine[kind] != other[kind]} == {"net"}
     with pytest.raises(ProcessLookupError):
         namespaces(2**22)
+
+
+def test_cgroup_of_a_users_session_is_left(tmp_path: Path) -> None:
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        points = [line.split()[4] for line in file if " - cgroup2 " in line or line.rstrip().endswith(",pids")]
+    if not points or not os.access(points[0], os.W_OK):
+        pytest.skip("needs CAP_SYS_RESOURCE or a cgroup hierarchy to write to")
+    root = Path(points[0])
+    session, home = root / "user.slice" / f"dunnage-test-{os.getpid()}.scope", root / "system.slice" / "dunnage"
+    were_there = [path for path in (home, home.parent, session.parent) if path.exists()]
+    session.mkdir(parents=True)
+    code = """
+with open(sys.argv[1] + '/cgroup.procs', 'w') as procs:
+    procs.write(str(os.getpid()))
+leave_terminal()
+print(str(os.getpid()) in open(sys.argv[2] + '/cgroup.procs').read().split())
+"""
+    try:
+        assert run(code, str(session), str(home)) == "True\n"
+    finally:
+        for path in (session, home, home.parent, session.parent):
+            if path not in were_there:
+                path.rmdir()
