@@ -487,6 +487,8 @@ class Container:
                 budget=self._host.pipe_budget,
                 started=process.pid != 0,
             )
+            if process.has_exited:
+                process.stdio.exited()
         if process.has_exited:
             if process.id in self._order.waiting:
                 self._died(process, Death(process.status, process.exited_at or time.time_ns()))
@@ -527,6 +529,7 @@ class _Launch:
                 name=_io_name(container, process),
                 log=container.log,
                 budget=container._host.pipe_budget,
+                open_log=container._host.open_log,
             )
         except OSError as error:
             raise Error(f"failed to create init process I/O: {error}") from error

@@ -44,6 +44,9 @@ class Host(Protocol):
     async def wait_inherited(self, call: str) -> None:
         """Wait for a runtime call of this name that a former worker began, if it still runs: what it does is done."""
 
+    async def open_log(self, path: str) -> int:
+        """Open a log file where it may sleep in the kernel (``stdio.file``). Raises Error naming the file."""
+
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
         """Make the mounts in order, all or none. Raises Error with the text of the one that failed."""
 

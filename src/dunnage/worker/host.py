@@ -17,8 +17,10 @@ from dunnage.errors import DeadlineExceeded, Error, Unavailable
 from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
+from dunnage.stdio.file import open_elsewhere
 
 MOUNT = "dunnage.linux.mount:mount_all"
+OPEN_LOG = "dunnage.stdio.file:send_opened"
 UNMOUNT = "dunnage.linux.mount:unmount_all"
 
 _SWEEP_PAUSE_S = 1.0
@@ -105,6 +107,14 @@ class KeeperHost:
 
     async def unmount(self, name: str, rootfs: str) -> None:
         await self._in_forked_child(f"unmount:{name}", UNMOUNT, {"rootfs": rootfs}, f"unmounting the rootfs {rootfs}")
+
+    async def open_log(self, path: str) -> int:
+        async def fork(argument: str, fds: Mapping[str, int]) -> None:
+            child = await self.keeper.fork(f"open:{path}", OPEN_LOG, argument, fds=fds)
+            self.claimed.add(child.pid)
+            ProcessWatch(self, child.pid, child.pidfd, lambda death: None)
+
+        return await open_elsewhere(fork, path, deadline_s=self._mount_timeout_s)
 
     async def run(
         self,
