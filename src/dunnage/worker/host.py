@@ -82,10 +82,10 @@ class ProcessWatch:
 class KeeperHost:
     """``container.Host`` and, for each set of attributes, ``runtime.Spawner``, over one keeper."""
 
-    def __init__(self, keeper: Keeper, *, mount_timeout_s: float, log: logging.Logger) -> None:
+    def __init__(self, keeper: Keeper, *, pipe_budget: PipeBudget, mount_timeout_s: float, log: logging.Logger) -> None:
         self.keeper = keeper
         self.keep = KeeperStore(keeper)
-        self.pipe_budget = PipeBudget()
+        self.pipe_budget = pipe_budget
         self.log = log
         self.claimed: set[int] = set()
         self._mount_timeout_s = mount_timeout_s

@@ -26,6 +26,7 @@ from dunnage.runtime.client import Runtime
 from dunnage.service import messages
 from dunnage.service.codes import translate
 from dunnage.service.task import SERVICES, TaskService
+from dunnage.stdio import PipeBudget
 from dunnage.ttrpc.errors import RpcError
 from dunnage.ttrpc.server import Server
 from dunnage.worker.event_log import EventLog
@@ -36,6 +37,7 @@ from dunnage.worker.served import Launch, ServedGroup, group_name
 
 REMEMBER_S = 60.0
 REMEMBERED = 10_000
+OTHER_WORKERS_PIPES_BYTES = 2 * 1024 * 1024
 _LAST_DELETE_S = 5.0
 _LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that is away are kept
 
@@ -60,7 +62,9 @@ class Worker:
         self.log = log
         self.started_at = time.time_ns()
         self.groups: dict[str, ServedGroup] = {}
-        self.host = KeeperHost(keeper, mount_timeout_s=config.mount_timeout_s, log=log)
+        # the quota of pipe pages is one for all workers: the node's may have half of it
+        budget = PipeBudget() if on_idle is None else PipeBudget(OTHER_WORKERS_PIPES_BYTES)
+        self.host = KeeperHost(keeper, pipe_budget=budget, mount_timeout_s=config.mount_timeout_s, log=log)
         self.notes = RequestNotes(Journal("journal:requests", keeper.store, keeper.fds.get("journal:requests")))
         self._event_journal = Journal("journal:events", keeper.store, keeper.fds.get("journal:events"))
         self.event_log = EventLog()
