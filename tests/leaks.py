@@ -17,17 +17,9 @@ from typing import NamedTuple
 
 SESSION = "DUNNAGE_TEST_SESSION"
 SETTLE_S = 5.0
-STATE_DIRECTORIES = (
-    "/run/dunnage",
-    "/run/containerd/s",
-    "/run/containerd/fifo",
-    "/run/containerd/runc",
-    "/run/runc",
-    "/run/crun",
-)
-TEST_CGROUPS = re.compile(
-    r"^(default|dunnage.*|k8s\.io|moby|t-.*|user\.slice:.*|(runc|crun|dunnage|cri-containerd)-.*)$"
-)
+RUNTIME_ROOTS = ("/run/containerd/runc", "/run/runc", "/run/crun")
+STATE_DIRECTORIES = ("/run/dunnage", "/run/containerd/s", "/run/containerd/fifo", *RUNTIME_ROOTS)
+TEST_CGROUPS = re.compile(r"^(default|dunnage.*|k8s\.io|moby|t-.*|(runc|crun|dunnage|cri-containerd)-.*)$")
 
 
 class Snapshot(NamedTuple):
@@ -46,7 +38,7 @@ class Snapshot(NamedTuple):
             processes=frozenset(_processes(session)),
             mounts=frozenset(_mounts(base)),
             cgroups=frozenset(_cgroups(top_cgroups)),
-            files=frozenset(_files()),
+            files=frozenset(_files(base)),
             fds=frozenset(_fds()),
         )
 
@@ -81,37 +73,37 @@ def wait_until_nothing_is_left(before: Snapshot, take: Callable[[], Snapshot], l
 
 def _processes(session: str) -> Iterator[str]:
     parents: dict[int, int] = {}
+    marks: dict[int, str] = {}
     shown: dict[int, str] = {}
-    ours = {os.getpid()}
+    shims: set[int] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         pid = int(name)
         try:
-            status = Path(f"/proc/{pid}/stat").read_text()
-            comm, _, rest = status.partition("(")[2].rpartition(")")
-            fields = rest.split()
-            state, parent, start = fields[0], int(fields[1]), fields[19]
+            comm, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
+        state, parent, start = rest.split()[0], int(rest.split()[1]), rest.split()[19]
         parents[pid] = parent
+        for variable in environment.split("\0"):
+            if variable.startswith(f"{SESSION}="):
+                marks[pid] = variable.partition("=")[2]
         if state == "Z" and parent == 1:
             continue
-        mark = next((v.partition("=")[2] for v in environment.split("\0") if v.startswith(f"{SESSION}=")), None)
-        if mark not in (None, session):
-            continue
+        if comm.startswith("containerd-shim"):
+            shims.add(pid)
         shown[pid] = f"{pid} started {start} ({comm}) {argv[:160]}" + (" (zombie)" if state == "Z" else "")
-        if mark == session or (mark is None and comm.startswith("containerd-shim")):
-            ours.add(pid)
+    marks[os.getpid()] = session
+    del shown[os.getpid()]
     for pid, line in shown.items():
-        if pid == os.getpid():
-            continue
-        ancestor = pid
-        while ancestor > 1 and ancestor not in ours:
-            ancestor = parents.get(ancestor, 0)
-        if ancestor in ours:
+        ancestors = [pid]
+        while ancestors[-1] > 1 and ancestors[-1] not in marks:
+            ancestors.append(parents.get(ancestors[-1], 0))
+        mark = marks.get(ancestors[-1])
+        if mark == session or (mark is None and not shims.isdisjoint(ancestors)):
             yield line
 
 
@@ -141,14 +133,21 @@ def _cgroups(before: frozenset[str]) -> Iterator[str]:
             yield from (f"{path}/{name}" for name in names if path != root or TEST_CGROUPS.match(name))
 
 
-def _files() -> Iterator[str]:
+def _files(base: Path) -> Iterator[str]:
+    def is_another_sessions(name: str) -> bool:
+        # a state directory is named after containerd's address, which the tests keep below their own base
+        path = name.replace("-", "/").replace("\\x2d", "-")
+        return f"{base.parent}/"[1:] in path and f"{base}/"[1:] not in path
+
     for root in STATE_DIRECTORIES:
         for path, directories, names in os.walk(root):
-            if path in ("/run/containerd/runc", "/run/runc", "/run/crun"):
+            if path in RUNTIME_ROOTS:
                 # a directory for each containerd namespace stays, as it does under runc
                 continue
+            if path == "/run/dunnage":
+                directories[:] = [name for name in directories if not is_another_sessions(name)]
             yield from (f"{path}/{name}" for name in names)
-            yield from (f"{path}/{name}" for name in directories if path not in STATE_DIRECTORIES)
+            yield from (f"{path}/{name}" for name in directories)
 
 
 def _fds() -> Iterator[str]:

@@ -10,6 +10,8 @@ import pytest
 from tests.containerd import image
 from tests.containerd.harness import GO_SHIM, Containerd, Shim
 
+from dunnage.cli.install import write_launchers
+
 
 @pytest.fixture(scope="session")
 def image_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,11 +23,10 @@ def image_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shim_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What `dunnage install` writes, under its own name and, apart from it, as the drop-in."""
-    from dunnage.cli.install import install
 
     own, drop_in = tmp_path_factory.mktemp("bin"), tmp_path_factory.mktemp("bin")
-    install(bin_dir=own)
-    install(bin_dir=drop_in, as_runc=True)
+    write_launchers(own)
+    write_launchers(drop_in, as_runc=True)
     return {"runc": own, "crun": drop_in}
 
 

@@ -27,6 +27,8 @@ from typing import NamedTuple, Self
 import pytest
 from tests.containerd import image
 
+from dunnage.launcher import key_of
+
 MARK = "DUNNAGE_TEST_CONTAINERD"
 GO_SHIM = "io.containerd.runc.v2"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -97,7 +99,8 @@ class Containerd:
         self.address = f"{directory}/c.sock"
         self.mark = uuid.uuid4().hex
         self.log = directory / "containerd.log"
-        self._image_tar, self._prefix = image_tar, list(prefix)
+        self.image_tar, self._prefix = image_tar, list(prefix)
+        self._namespaces = {self.namespace}
         self._binary = shutil.which(binary, path=PATH) or binary
         self._ctr = shutil.which("ctr", path=f"{Path(self._binary).parent}:{PATH}") or "ctr"
         bin_dir = "" if shim.is_go else f"{shim.directory}:"
@@ -109,7 +112,7 @@ class Containerd:
         (self.directory / "config.toml").write_text(_CONFIG.format(directory=self.directory))
         self.start()
         try:
-            self.ctr("image", "import", str(self._image_tar))
+            self.ctr("image", "import", str(self.image_tar))
         except BaseException:
             self.stop()
             raise
@@ -160,9 +163,12 @@ class Containerd:
             self._sweep()
         self.stop()
         self._end_shims()
-        remove_cgroups(self.namespace)
-        for directory in (f"/run/containerd/runc/{self.namespace}", self.directory / "root", self.directory / "state"):
-            shutil.rmtree(directory, ignore_errors=True)
+        left += self._remove_state_directories()
+        for namespace in self._namespaces:
+            remove_cgroups(namespace)
+            shutil.rmtree(f"/run/containerd/runc/{namespace}", ignore_errors=True)
+        for directory in ("root", "state", "fifos"):
+            shutil.rmtree(self.directory / directory, ignore_errors=True)
         if left:
             print(f"containerd's log:\n{self.log.read_text()[-8000:]}")
             pytest.fail("containerd's test left behind:\n" + "\n".join(left), pytrace=False)
@@ -242,6 +248,14 @@ class Containerd:
         self.ctr("container", "rm", container_id)
 
     @contextlib.contextmanager
+    def in_namespace(self, namespace: str) -> Iterator[None]:
+        """Speak in another containerd namespace for a while."""
+        self._namespaces.add(namespace)
+        before, self.namespace = self.namespace, namespace
+        yield
+        self.namespace = before
+
+    @contextlib.contextmanager
     def events(self) -> Iterator[Events]:
         """`ctr events`, subscribed before the block begins."""
         with self.popen("events") as process:
@@ -276,7 +290,7 @@ class Containerd:
     def workers(self) -> list[Process]:
         """The keeper's children that are named worker."""
         keeper = self.keeper().pid
-        return [shim for shim in self.shims() if shim.parent == keeper and "worker" in shim.argv.split(" ", 1)[0]]
+        return [shim for shim in self.shims() if shim.parent == keeper and " worker " in f"{shim.argv} "]
 
     def worker(self) -> Process:
         workers = self.workers()
@@ -334,6 +348,23 @@ class Containerd:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+
+    def state_directories(self) -> list[Path]:
+        """Those of its keepers: one for each set of namespaces."""
+        key = key_of(self.address)
+        return [path for path in Path("/run/dunnage").glob("*") if path.name.partition("+")[0] == key]
+
+    def _remove_state_directories(self) -> list[str]:
+        """A keeper that ended leaves its lock and its log, and nothing else."""
+        left = []
+        for directory in self.state_directories():
+            left += [f"file {path}" for path in directory.iterdir() if path.name not in ("lock", "log")]
+            with contextlib.suppress(FileNotFoundError):
+                log = (directory / "log").read_text()
+                if "Traceback" in log:
+                    left.append(f"traceback in a keeper's log:\n{log[-6000:]}")
+            shutil.rmtree(directory)
+        return left
 
 
 class Event(NamedTuple):
@@ -425,29 +456,26 @@ class Terminal:
         """Read until ``pattern`` (a regular expression) is in what came since the last match."""
         deadline = time.monotonic() + timeout_s
         while not (match := re.search(pattern, self.seen)):
-            left_s = deadline - time.monotonic()
-            assert left_s > 0, f"{pattern!r} did not come; seen: {self.seen[-2000:]!r}"
-            if select.select([self._master], [], [], left_s)[0]:
-                try:
-                    chunk = os.read(self._master, 1 << 16)
-                except OSError:  # EIO: the last process on the terminal has gone
-                    chunk = b""
-                assert chunk, f"the terminal closed before {pattern!r} came; seen: {self.seen[-2000:]!r}"
-                self.seen += chunk
+            self._take(self._read(deadline - time.monotonic(), f"{pattern!r} did not come"))
         self.seen = self.seen[match.end() :]
         return match
 
+    def _take(self, chunk: bytes) -> None:
+        """Lines end in a single newline: the container's terminal adds a carriage return, and so does ctr's own."""
+        self.seen = re.sub(rb"\r+\n", b"\n", self.seen + chunk)
+
     def wait(self, timeout_s: float = 20) -> int:
-        """Read on until ctr has ended; its status."""
+        """Read on until nobody has the terminal any more; ctr's status."""
         deadline = time.monotonic() + timeout_s
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"ctr does not end; seen: {self.seen[-2000:]!r}"
-            if select.select([self._master], [], [], 0.05)[0]:
-                try:
-                    self.seen += os.read(self._master, 1 << 16)
-                except OSError:
-                    self.process.wait(timeout_s)
-        return self.process.returncode
+        with contextlib.suppress(OSError):  # EIO: the last process on the terminal has gone, and everything is read
+            while chunk := self._read(deadline - time.monotonic(), "ctr does not end"):
+                self._take(chunk)
+        return self.process.wait(timeout_s)
+
+    def _read(self, timeout_s: float, otherwise: str) -> bytes:
+        ready = timeout_s > 0 and select.select([self._master], [], [], timeout_s)[0]
+        assert ready, f"{otherwise}; seen: {self.seen[-2000:]!r}"
+        return os.read(self._master, 1 << 16)
 
 
 def wait_until(predicate: Callable[[], object], what: str, timeout_s: float = 20) -> None:
