@@ -31,7 +31,7 @@ _NOT_FOUND_TEXT = re.compile(
 )
 _NOT_EXECUTABLE_TEXT = re.compile(
     r'exec: "[^"]*": (permission denied|is a directory|stat [^:]*: not a directory)'
-    r"|(open executable|exec[^:]*): (permission denied|is a directory|exec format error)"
+    r"|(open executable|exec[^:]*): (permission denied|operation not permitted|is a directory|exec format error)"
     r"|the path [`'\"][^`'\"]*[`'\"] is not a regular file",
     re.IGNORECASE,
 )

@@ -34,11 +34,15 @@ _DRAIN_TIMEOUT_S = 12.0
 class Process:
     """The init or an exec of a container. Made by `Node.create` and `Container.exec`."""
 
-    def __init__(self, connection: Connection, id: str, exec_id: str, streams: Streams) -> None:
+    def __init__(
+        self, connection: Connection, id: str, exec_id: str, streams: Streams, *, started: bool = False
+    ) -> None:
         self.id = id
         self.exec_id = exec_id
         self.streams = streams
         self._connection = connection
+        self._started = started
+        self._stdin_closed = False
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,8 +62,14 @@ class Process:
         """Start it; returns its pid on the host."""
         request = task_pb2.StartRequest(id=self.id, exec_id=self.exec_id)
         pid = int((await self._call("Start", request, task_pb2.StartResponse)).pid)
-        self.streams.let_go()
+        self._begun()
         return pid
+
+    def _begun(self) -> None:
+        self._started = True
+        self.streams.begin_stdin(self._stdin_ended)
+        if self._stdin_closed:
+            self._stdin_ended()
 
     async def wait(self) -> Exit:
         """Wait until it has ended."""
@@ -95,9 +105,17 @@ class Process:
         await self._call("ResizePty", request, Empty)
 
     async def close_stdin(self) -> None:
-        """Let it read the end of its stdin, once every writer has closed theirs; ours is closed here."""
+        """Let it read the end of its stdin, once every writer has closed theirs; ours is closed here.
+
+        Before its start this is remembered: a worker has nothing yet to close of an exec that does not run.
+        """
+        self._stdin_closed = True
         if self.stdin is not None:
             self.stdin.close()
+        if self._started:
+            await self._call_close_stdin()
+
+    async def _call_close_stdin(self) -> None:
         await self._call("CloseIO", task_pb2.CloseIORequest(id=self.id, exec_id=self.exec_id, stdin=True), Empty)
 
     async def wait_output(self) -> Finished:
@@ -128,10 +146,6 @@ class Process:
     ) -> None:
         await self.close()
 
-    async def begin_streams(self) -> None:
-        """Let its bytes run, once the worker has opened its ends; `Node.create` and `Container.exec` have done so."""
-        await self.streams.begin(self._stdin_ended)
-
     def _stdin_ended(self) -> None:
         task = asyncio.get_running_loop().create_task(self._close_stdin_quietly())
         self._background.add(task)
@@ -139,7 +153,7 @@ class Process:
 
     async def _close_stdin_quietly(self) -> None:
         try:
-            await self.close_stdin()
+            await self._call_close_stdin()
         except errors.Error:
             pass  # it has ended, or was removed: nobody reads that stdin
 
@@ -150,8 +164,8 @@ class Process:
 class Container(Process):
     """A container, and its init. Leaving it as a context manager closes the connection; `remove` is what ends it."""
 
-    def __init__(self, bundle: Bundle, connection: Connection, streams: Streams) -> None:
-        super().__init__(connection, bundle.id, "", streams)
+    def __init__(self, bundle: Bundle, connection: Connection, streams: Streams, *, started: bool = False) -> None:
+        super().__init__(connection, bundle.id, "", streams, started=started)
         self.bundle = bundle
 
     @property
@@ -196,7 +210,7 @@ class Container(Process):
                 spec=WireAny(type_url=_PROCESS_TYPE_URL, value=json.dumps(spec).encode()),
             )
             await self._call("Exec", request, Empty)
-            await process.begin_streams()
+            await streams.begin()
         except BaseException:
             streams.close()
             streams.unlink()
@@ -211,8 +225,8 @@ class Container(Process):
         streams = Streams(stdio, self.bundle.stdio_path, "")
         process = Process(self._connection, self.id, "", streams)
         streams.attach((state.stdin, state.stdout, state.stderr))
-        await process.begin_streams()
-        streams.let_go()
+        await streams.begin()
+        process._begun()
         return process
 
     async def pids(self) -> dict[int, str]:

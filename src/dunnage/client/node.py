@@ -130,7 +130,7 @@ class Node:
         except BaseException:
             await _undo_create(bundle, connection, streams)
             raise
-        await container.begin_streams()
+        await streams.begin()
         self._opened.append(container)
         return container
 
@@ -153,7 +153,7 @@ class Node:
         """A local container that is there already. Its streams are the worker's; `attach` gives them to us."""
         bundle = Bundle(self.state, self.namespace, id)
         connection = Connection(bundle.read_address(), TASK_SERVICE)
-        container = Container(bundle, connection, Streams(Stdio(), bundle.stdio_path, ""))
+        container = Container(bundle, connection, Streams(Stdio(), bundle.stdio_path, ""), started=True)
         self._opened.append(container)
         return container
 

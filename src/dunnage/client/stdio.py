@@ -121,17 +121,27 @@ class Streams:
         stdin, stdout, stderr = (uri if stream is not None else "" for uri, stream in zip(uris, wanted, strict=True))
         self._open_ends(stdin, stdout, stderr)
 
-    async def begin(self, on_stdin_end: Callable[[], None] | None = None) -> None:
-        """Let the bytes run. `on_stdin_end` is called in the loop when our stdin has ended and our writer closed."""
+    async def begin(self) -> None:
+        """Let output run, and give a PIPE of stdin its writer."""
         loop = asyncio.get_running_loop()
-        await self._begin_stdin(loop, on_stdin_end)
+        if "stdin" in self._fds and not isinstance(self.stdio.stdin, int):
+            file = os.fdopen(self._fds.pop("stdin"), "wb", buffering=0)
+            transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, file)
+            self._transports.append(transport)
+            self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
         self.stdout = await self._begin_output(loop, "stdout", self.stdio.stdout)
         if not self.stdio.terminal:
             self.stderr = await self._begin_output(loop, "stderr", self.stdio.stderr)
 
-    def let_go(self) -> None:
-        """The worker reads stdin now: its fifo is no longer held open from here (an exec's is opened by its Start)."""
+    def begin_stdin(self, on_end: Callable[[], None]) -> None:
+        """Let a descriptor of ours run into stdin, which the worker reads by now (an exec's from its Start on).
+
+        `on_end` is called in the loop when it has ended and our writer is closed.
+        """
         self._close_fd("stdin.hold")
+        if isinstance(self.stdio.stdin, int) and "stdin" in self._fds:
+            told = _in_loop(asyncio.get_running_loop(), on_end)
+            self._copies.append(Copy(self.stdio.stdin, self._fds.pop("stdin"), owns_sink=True, on_end=told))
 
     async def wait_drained(self, timeout_s: float) -> bool:
         """Wait until every copied output is at its end; False when that took too long."""
@@ -173,18 +183,6 @@ class Streams:
         for name, path, sink in (("stdout", stdout, self.stdio.stdout), ("stderr", stderr, self.stdio.stderr)):
             if path and sink is not OPEN and not isinstance(sink, Path):
                 self._fds[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    async def _begin_stdin(self, loop: asyncio.AbstractEventLoop, on_end: Callable[[], None] | None) -> None:
-        if "stdin" not in self._fds:
-            return
-        fifo = self._fds.pop("stdin")
-        if isinstance(self.stdio.stdin, int):
-            self._copies.append(Copy(self.stdio.stdin, fifo, owns_sink=True, on_end=_in_loop(loop, on_end)))
-            return
-        file = os.fdopen(fifo, "wb", buffering=0)
-        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, file)
-        self._transports.append(transport)
-        self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
 
     async def _begin_output(
         self, loop: asyncio.AbstractEventLoop, name: str, sink: Sink
@@ -300,10 +298,8 @@ class Copy:
             self._on_end()
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None] | None) -> Callable[[], None]:
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Callable[[], None]:
     def from_thread() -> None:
-        if call is None:
-            return
         try:
             loop.call_soon_threadsafe(call)
         except RuntimeError:
