@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import stat
+import sys
 import time
 from collections.abc import Sequence
 
