@@ -1,0 +1,106 @@
+"""What the command line reads and says, without a container."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dunnage import errors
+from dunnage.cli import leftovers, machine
+from dunnage.cli.control import parse_signal
+from dunnage.cli.finding import Verdict
+from dunnage.cli.foreground import status_of_failure
+from dunnage.cli.main import _COMMANDS, LazyGroup, cli
+from dunnage.cli.run import resolve_variable
+from dunnage.cli.table import print_table
+
+RUNC = "OCI runtime create failed: runc create failed: unable to start container process: "
+CRUN = "OCI runtime create failed: "
+
+
+@pytest.mark.parametrize(
+    ("sentence", "status"),
+    [
+        (RUNC + 'exec: "nope": executable file not found in $PATH', 127),
+        (RUNC + 'exec: "/nope": stat /nope: no such file or directory', 127),
+        (RUNC + 'exec: "/etc": permission denied', 126),
+        (RUNC + 'exec: "/etc": is a directory', 126),
+        (RUNC + "exec /bin/x: no such file or directory", 127),
+        (RUNC + "exec /bin/x: exec format error", 126),
+        (CRUN + "executable file `nope` not found in $PATH: No such file or directory", 127),
+        (CRUN + "open executable: Operation not permitted", 126),
+        (CRUN + "open executable: Permission denied", 126),
+        (RUNC + 'error mounting "/x" to rootfs at "/y": stat /x: no such file or directory', 125),
+        ("no worker for container x: permission denied", 125),
+    ],
+)
+def test_the_runtime_s_sentence_tells_whose_fault_it_was(sentence: str, status: int) -> None:
+    assert status_of_failure(errors.Error(sentence)) == status
+
+
+@pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("SIGTERM", 15), ("term", 15), ("RTMIN+3", 37)])
+def test_a_signal_is_a_name_or_a_number(text: str, number: int) -> None:
+    assert parse_signal(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "65", "WHAT", "TERM+x", "-1"])
+def test_what_is_no_signal_is_refused(text: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="is no signal"):
+        parse_signal(text)
+
+
+def test_a_variable_without_a_value_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "here")
+    assert resolve_variable("A=b=c") == "A=b=c"
+    assert resolve_variable("OURS") == "OURS=here"
+    with pytest.raises(errors.InvalidArgument):
+        resolve_variable("=x")
+
+
+def test_a_table_is_plain_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME", "X"), [("a long name", "1"), ("b", "")])
+    assert capsys.readouterr().out == "NAME         X\na long name  1\nb\n"
+
+
+def test_every_command_is_there_and_has_help() -> None:
+    assert isinstance(cli, LazyGroup)
+    for name in _COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "dunnage.cli.main", name, "--help"], capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Usage: dunnage ")
+
+
+def test_the_words_for_help_import_no_worker_and_no_table_library() -> None:
+    script = (
+        "import sys, dunnage.cli.main, dunnage.cli.run; "
+        "print([name for name in sys.modules if name.split('.')[0] == 'rich' or name.startswith(('dunnage.worker',"
+        " 'dunnage.container', 'dunnage.keeper', 'dunnage.service'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_state_directory_that_nobody_has_is_a_leftover(tmp_path: Path) -> None:
+    assert [one.verdict for one in leftovers.findings(tmp_path / "nothing")] == [Verdict.OK]
+    bundle = tmp_path / "local/bundles/default/web"
+    bundle.mkdir(parents=True)
+    (found,) = leftovers.findings(tmp_path)
+    assert str(bundle) in found.fact
+    assert found.remedy == "dunnage --namespace default rm -f web"
+
+
+def test_a_runtime_section_is_found_wherever_it_stands() -> None:
+    section = {"runtime_type": "io.containerd.dunnage.v2"}
+    assert machine._names_runtime({"plugins": {"cri": {"containerd": {"runtimes": {"x": section}}}}})
+    assert not machine._names_runtime({"plugins": {"runtime_type": "io.containerd.runc.v2"}})
+
+
+def test_the_doctor_finds_this_machine_able() -> None:
+    found = list(machine.findings())
+    assert {"kernel", "splice", "overlay", "cgroups", "/run/dunnage"} <= {one.subject for one in found}
+    assert all(one.remedy for one in found if one.verdict is Verdict.MISSING)
