@@ -144,7 +144,35 @@ def test_worker_that_leaves_with_status_0_is_not_forked_again(keeper: Running) -
             Connection(path).close()
     assert set(descendants(keeper.process.pid)) == {keeper.ask("pids")["worker"], child}
     keeper.kill_worker()
-    assert keeper.ask("state")["children"] == {str(child): "of pod"}
+    assert keeper.ask("state")["children"] == {}  # nobody's: if it dies, it is an orphan
+    os.kill(child, signal.SIGKILL)
+    keeper.ask("deaths")
+    assert keeper.ask("unclaimed")[0] == [child]
+
+
+def test_dead_orphan_is_unclaimed_until_a_worker_claims_it(keeper: Running) -> None:
+    shell = keeper.ask("spawn", argv=["sh", "-c", "sh -c 'exit 7' & exit 0"], name="shell")
+    keeper.ask("wait", pid=shell)
+    keeper.ask("reap", pid=shell)
+    while not (found := keeper.ask("unclaimed")[0]):
+        keeper.ask("deaths")
+    (orphan,) = found
+    keeper.ask("claim", name="process", pid=orphan)
+    assert keeper.ask("unclaimed")[0] == []
+    assert keeper.ask("peek", pid=orphan) == [7, None]
+    keeper.kill_worker()
+    assert keeper.ask("state")["children"] == {str(orphan): "process"}
+    keeper.ask("reap", pid=orphan)
+
+
+def test_what_is_in_flight_is_told_with_the_orphans(keeper: Running) -> None:
+    before = keeper.ask("unclaimed")
+    child = keeper.ask("spawn", argv=["sleep", "1000"], name="call")
+    assert keeper.ask("unclaimed") == [[], before[1] + 1, before[2] + 1]
+    os.kill(child, signal.SIGKILL)
+    keeper.ask("wait", pid=child)
+    keeper.ask("reap", pid=child)
+    assert keeper.ask("unclaimed") == [[], before[1] + 1, before[2]]
 
 
 def test_fd_given_to_a_living_worker_arrives_there(keeper: Running) -> None:

@@ -188,6 +188,13 @@ class Worker:
         found = await self.keeper.peek(pid)
         return list(found) if found else None
 
+    async def do_claim(self, name: str, pid: int) -> None:
+        self.keeper.claim(name, pid)
+
+    async def do_unclaimed(self) -> list[Any]:
+        found = await self.keeper.unclaimed(in_flight_s=600)
+        return [sorted(found.pids), found.made, found.in_flight]
+
     async def do_reap(self, pid: int) -> None:
         self.keeper.reap(pid)
 

@@ -36,6 +36,15 @@ class Child(NamedTuple):
     pidfd: int
 
 
+class Unclaimed(NamedTuple):
+    """Dead orphans; how many children were ever made for workers, and how many of those are still at it: what a runtime
+    leaves behind is unclaimed for a moment, until its caller has read the pid."""
+
+    pids: frozenset[int]
+    made: int
+    in_flight: int
+
+
 class Keeper:
     """Made inside the running loop; notices come no sooner than the caller's next await, so set the callbacks first.
 
@@ -103,6 +112,15 @@ class Keeper:
         It inherits what has been stored with its name as the owner. ``entry`` defaults to the first worker's.
         """
         return await self._ask_child({"verb": "worker", "name": name, "entry": entry, "argument": argument}, [])
+
+    def claim(self, name: str, pid: int) -> None:
+        """An adopted orphan is this worker's: it is among the ``children`` until it is reaped."""
+        self._say({"verb": "claim", "name": name, "pid": pid})
+
+    async def unclaimed(self, *, in_flight_s: float) -> Unclaimed:
+        """The dead children that no worker made or claimed; one made longer ago than ``in_flight_s`` is stuck."""
+        answer, _ = await self._ask({"verb": "unclaimed", "in_flight_s": in_flight_s}, [])
+        return Unclaimed(frozenset(answer["pids"]), answer["made"], answer["in_flight"])
 
     async def peek(self, pid: int) -> Exit | None:
         """How a child ended, as often as one asks; None while it runs.

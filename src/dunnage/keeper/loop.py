@@ -56,6 +56,7 @@ class Slot:
 class Child:
     name: str
     owner: str
+    made: float | None  # when; None: an orphan that the owner has claimed
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Keeper:
         self._ready: dict[int, Callable[[int], None]] = {}
         self.slots: dict[str, Slot] = {}
         self.children: dict[int, Child] = {}
+        self._made = 0  # how many children were made for workers
         self.store: dict[tuple[str, str], int] = {}  # (owner, name)
         self._listeners: dict[tuple[str, str], Listener] = {}
         self._resume_at: float | None = None
@@ -125,12 +127,15 @@ class Keeper:
 
     def has_children(self) -> bool:
         """Whether anything but workers is the keeper's child, dead or alive, asked for or adopted."""
+        return bool(self._all_children())
+
+    def _all_children(self) -> set[int]:
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 every = {int(pid) for pid in file.read().split()}
         except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN: adopted orphans are not known
             every = set(self.children)
-        return bool(every - {slot.pid for slot in self.slots.values()})
+        return every - {slot.pid for slot in self.slots.values()}
 
     def _on_signal(self, _events: int) -> None:
         try:
@@ -263,13 +268,11 @@ class Keeper:
         self._hold(slot, False)
 
     def _end_slot(self, slot: Slot) -> None:
-        """A worker other than the first has finished: its fds close, its children become the first one's."""
+        """A worker other than the first has finished: its fds close, its children are nobody's."""
         del self.slots[slot.name]
         for owner, name in [key for key in self.store if key[0] == slot.name]:
             self._drop(owner, name)
-        for child in self.children.values():
-            if child.owner == slot.name:
-                child.owner = "node"
+        self.children = {pid: child for pid, child in self.children.items() if child.owner != slot.name}
 
     # --- messages
 
@@ -441,7 +444,8 @@ class Keeper:
         self._tell(slot, {"answer": message["call"], "pid": other.pid}, os.pidfd_open(other.pid))
 
     def _record(self, slot: Slot, pid: int, name: str) -> None:
-        self.children[pid] = Child(name, slot.name)
+        self.children[pid] = Child(name, slot.name, time.monotonic())
+        self._made += 1
         slot.idle_at = None
 
     def _answer_child(self, slot: Slot, call: int, pid: int) -> None:
@@ -451,6 +455,19 @@ class Keeper:
             self._tell(slot, {"answer": call, "pid": pid, "error": {"errno": error.errno, "text": "no pidfd"}})
             return
         self._tell(slot, {"answer": call, "pid": pid}, pidfd)
+
+    def _claim(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
+        self.children[message["pid"]] = Child(message["name"], slot.name, None)
+
+    def _unclaimed(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
+        dead = [
+            pid
+            for pid in self._all_children() - self.children.keys()
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        ]
+        since = time.monotonic() - message["in_flight_s"]
+        in_flight = sum(child.made is not None and child.made > since for child in self.children.values())
+        self._tell(slot, {"answer": message["call"], "pids": dead, "made": self._made, "in_flight": in_flight})
 
     def _peek(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
         pid = message["pid"]
@@ -567,6 +584,8 @@ class Keeper:
         "spawn": _spawn,
         "fork": _fork_child,
         "worker": _fork_other,
+        "claim": _claim,
+        "unclaimed": _unclaimed,
         "peek": _peek,
         "reap": _reap,
         "store": _store,

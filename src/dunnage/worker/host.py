@@ -24,6 +24,7 @@ OPEN_LOG = "dunnage.stdio.file:send_opened"
 UNMOUNT = "dunnage.linux.mount:unmount_all"
 
 _SWEEP_PAUSE_S = 1.0
+_STUCK_S = 600.0  # a call that lasts longer has been given up by its caller
 
 
 class KeeperStore:
@@ -87,18 +88,16 @@ class KeeperHost:
         self.keep = KeeperStore(keeper)
         self.pipe_budget = pipe_budget
         self.log = log
-        self.claimed: set[int] = set()
         self._mount_timeout_s = mount_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
-        self._calls_begun = 0
-        self._calls_in_flight = 0
         self._sweep: asyncio.TimerHandle | None = None
-        self._suspects: dict[int, int] = {}
+        self._suspects: frozenset[int] = frozenset()
+        self._made = -1
 
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> ProcessWatch:
         """Raises ProcessLookupError when there is no such process, not even a dead one."""
         pidfd = os.pidfd_open(pid)
-        self.claimed.add(pid)
+        self.keeper.claim(f"process:{pid}", pid)
         return ProcessWatch(self, pid, pidfd, on_death)
 
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
@@ -111,7 +110,6 @@ class KeeperHost:
     async def open_log(self, path: str) -> int:
         async def fork(argument: str, fds: Mapping[str, int]) -> None:
             child = await self.keeper.fork(f"open:{path}", OPEN_LOG, argument, fds=fds)
-            self.claimed.add(child.pid)
             ProcessWatch(self, child.pid, child.pidfd, lambda death: None)
 
         return await open_elsewhere(fork, path, deadline_s=self._mount_timeout_s)
@@ -129,14 +127,8 @@ class KeeperHost:
     ) -> Exit:
         """Run a program to its end. Raises TimeoutError after the deadline: the program is killed, and reaped when it
         has gone."""
-        self._calls_begun += 1
-        self._calls_in_flight += 1
-        try:
-            child = await self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
-            self.claimed.add(child.pid)
-            return await self._wait(name, child, deadline_s)
-        finally:
-            self._calls_in_flight -= 1
+        child = await self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
+        return await self._wait(name, child, deadline_s)
 
     async def wait_inherited(self, call: str) -> None:
         for pid, name in list(self.keeper.children.items()):
@@ -145,12 +137,10 @@ class KeeperHost:
                     child = Child(pid, os.pidfd_open(pid))
                 except ProcessLookupError:
                     continue
-                self.claimed.add(pid)
                 await self._wait(name, child, self._mount_timeout_s)
 
     def reap(self, pid: int) -> None:
         """Its end is written down: let the pid go."""
-        self.claimed.discard(pid)
         try:
             self.keeper.reap(pid)
         except Unavailable:
@@ -162,42 +152,32 @@ class KeeperHost:
         task.add_done_callback(self._tasks.discard)
 
     def look_for_orphans(self) -> None:
-        """A child died. If nobody claims a dead child now or a moment later, it is an orphan of some container."""
+        """A child died. If no worker claims a dead child now or a moment later, it is an orphan of some container."""
         if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_PAUSE_S, self._reap_orphans)
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_PAUSE_S, self._begin_sweep)
 
-    def _reap_orphans(self) -> None:
-        """Reap what was nobody's before and is nobody's still, with no runtime call in flight in between: such a call
-        may be about to name a child that it left behind."""
+    def _begin_sweep(self) -> None:
         self._sweep = None
-        moment = -1 if self._calls_in_flight else self._calls_begun
-        unclaimed = self._dead_children() - self.claimed
-        orphans = {pid for pid in unclaimed if moment >= 0 and self._suspects.get(pid) == moment}
+        self.in_background(self._reap_orphans())
+
+    async def _reap_orphans(self) -> None:
+        """Reap what was nobody's before and is nobody's still, with no call of any worker in between: such a call may
+        be about to name a child that it left behind."""
+        found = await self.keeper.unclaimed(in_flight_s=_STUCK_S)
+        orphans = frozenset[int]()
+        if not found.in_flight and found.made == self._made:
+            orphans = found.pids & self._suspects
         for pid in orphans:
-            self.keeper.reap(pid)
-        self._suspects = dict.fromkeys(unclaimed - orphans, moment)
+            self.reap(pid)
+        self._suspects = found.pids - orphans
+        self._made = -1 if found.in_flight else found.made
         if self._suspects:
             self.look_for_orphans()
-
-    def _dead_children(self) -> set[int]:
-        keeper = self.keeper.keeper_pid
-        dead = set()
-        with open(f"/proc/{keeper}/task/{keeper}/children", encoding="ascii") as file:
-            children = [int(pid) for pid in file.read().split()]
-        for pid in children:
-            try:
-                with open(f"/proc/{pid}/stat", "rb") as file:
-                    if file.read().rpartition(b")")[2].split()[0] == b"Z":
-                        dead.add(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # reaped just now
-        return dead
 
     async def _in_forked_child(self, name: str, entry: str, argument: object, what: str) -> None:
         error_fd = os.memfd_create("dunnage error", os.MFD_CLOEXEC)
         try:
             child = await self.keeper.fork(name, entry, argument, fds={"error": error_fd})
-            self.claimed.add(child.pid)
             try:
                 exit = await self._wait(name, child, self._mount_timeout_s)
             except TimeoutError as error:
