@@ -36,7 +36,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONFIG = """\
 version = 2
 root = "{directory}/root"
-state = "{directory}/state"
+state = "{state}"
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 [grpc]
 address = "{directory}/c.sock"
@@ -76,6 +76,10 @@ class Shim(NamedTuple):
         return self.runtime_name == GO_SHIM
 
     @property
+    def binary_name(self) -> str:
+        return "containerd-shim-runc-v2" if self.is_go else "containerd-shim-dunnage-v2"
+
+    @property
     def options(self) -> list[str]:
         if self.oci_runtime == "runc":
             return ["--runtime", self.runtime_name]
@@ -94,6 +98,7 @@ class Containerd:
         binary: str = "containerd",
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] = {},
+        state: Path | None = None,
     ) -> None:
         self.directory, self.shim, self.namespace = directory, shim, f"t-{uuid.uuid4().hex[:8]}"
         self.address = f"{directory}/c.sock"
@@ -103,13 +108,14 @@ class Containerd:
         self._namespaces = {self.namespace}
         self._binary = shutil.which(binary, path=PATH) or binary
         self._ctr = shutil.which("ctr", path=f"{Path(self._binary).parent}:{PATH}") or "ctr"
-        bin_dir = "" if shim.is_go else f"{shim.directory}:"
-        self._environment = {"PATH": f"{bin_dir}{PATH}", "HOME": "/root", MARK: self.mark, **environment}
-        self._environment |= {name: value for name, value in os.environ.items() if name == "DUNNAGE_TEST_SESSION"}
+        self.state = state or directory / "state"
+        self.path = PATH if shim.is_go else f"{shim.directory}:{PATH}"
+        self.environment = {"PATH": self.path, "HOME": "/root", MARK: self.mark, **environment}
+        self.environment |= {name: value for name, value in os.environ.items() if name == "DUNNAGE_TEST_SESSION"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        (self.directory / "config.toml").write_text(_CONFIG.format(directory=self.directory))
+        (self.directory / "config.toml").write_text(_CONFIG.format(directory=self.directory, state=self.state))
         self.start()
         try:
             self.ctr("image", "import", str(self.image_tar))
@@ -136,7 +142,7 @@ class Containerd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
                 process_group=0,
                 cwd="/",
             )
@@ -167,8 +173,8 @@ class Containerd:
         for namespace in self._namespaces:
             remove_cgroups(namespace)
             shutil.rmtree(f"/run/containerd/runc/{namespace}", ignore_errors=True)
-        for directory in ("root", "state", "fifos"):
-            shutil.rmtree(self.directory / directory, ignore_errors=True)
+        for directory in (self.directory / "root", self.state, self.directory / "fifos"):
+            shutil.rmtree(directory, ignore_errors=True)
         if left:
             print(f"containerd's log:\n{self.log.read_text()[-8000:]}")
             pytest.fail("containerd's test left behind:\n" + "\n".join(left), pytrace=False)
@@ -186,7 +192,7 @@ class Containerd:
             input=input,
             capture_output=True,
             timeout=timeout_s,
-            env=self._environment,
+            env=self.environment,
             check=False,
         )
         result = Result(done.returncode, done.stdout, done.stderr)
@@ -228,7 +234,7 @@ class Containerd:
             stdin=stdin,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.STDOUT if stdout is None else subprocess.DEVNULL,
-            env=self._environment,
+            env=self.environment,
             bufsize=bufsize,
         )
 
@@ -301,7 +307,7 @@ class Containerd:
         return [process for process in self.processes() if process.comm.startswith("containerd-shim")]
 
     def bundle(self, container_id: str) -> Path:
-        return self.directory / "state/io.containerd.runtime.v2.task" / self.namespace / container_id
+        return self.state / "io.containerd.runtime.v2.task" / self.namespace / container_id
 
     def leftovers(self) -> list[str]:
         """Containers, tasks, bundles, mounts and (Go's) shims, given 5 s to go."""
@@ -328,7 +334,8 @@ class Containerd:
 
     def mounts(self) -> list[str]:
         """Mounts below this containerd's directories, in its own mount namespace."""
-        targets = [line.split()[4] for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()]
+        lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+        targets = [line.split()[4].encode().decode("unicode_escape") for line in lines]
         return [target for target in targets if target.startswith(f"{self.directory}/")]
 
     def _sweep(self) -> None:
