@@ -1,4 +1,4 @@
-"""A machine of its own for each test: a mount namespace with an empty /run/dunnage, and the installed `dunnage` in it."""
+"""A machine for each test: a mount namespace with an empty /run/dunnage, and the installed `dunnage` in it."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_a_detached_container_is_listed_followed_killed_and_removed(machine: Mac
     script = "echo one; echo two >&2; cat; exec sleep 1000"
     made = machine.dunnage("run", "-d", "-i", "--name", "web", "--rootfs", str(rootfs), "--", "sh", "-c", script)
     assert made.stdout == b"web\n"
-    assert b"AlreadyExists" not in machine.dunnage("run", "--name", "web", "--", "true", status=125).stderr
+    assert b"web already exists" in machine.dunnage("run", "--name", "web", "--", "true", status=125).stderr
 
     (listed,) = machine.json("ps", "--json")
     assert (listed["id"], listed["status"], listed["key"]) == ("web", "running", "local")
@@ -187,17 +187,39 @@ def test_a_reader_that_goes_away_ends_it_as_in_any_pipeline(machine: Machine, ro
     assert run.wait(LIMIT_S) == 128 + signal.SIGPIPE
 
 
+def test_a_killed_worker_goes_unnoticed(machine: Machine, rootfs: Path) -> None:
+    script = "echo ready; cat; exit 6"
+    arguments = ("run", "--rm", "-i", "--rootfs", str(rootfs), "--", "sh", "-c", script)
+    run = machine.begin(*arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"ready\n"
+    (before,) = machine.json("status", "--json")
+    os.kill(before["worker_pid"], signal.SIGKILL)
+    run.stdin.write(b"through another worker\n")
+    run.stdin.flush()
+    assert run.stdout.readline() == b"through another worker\n"
+    (after,) = machine.json("status", "--json")
+    assert (after["keeper_pid"], after["containers"]) == (before["keeper_pid"], 1)
+    assert after["worker_pid"] != before["worker_pid"]
+    run.stdin.close()
+    assert run.wait(LIMIT_S) == 6
+    run.stdout.close()
+
+
 def test_limits_mounts_and_variables_are_the_container_s(machine: Machine, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     limits = ("--memory", "64M", "--cpus", "0.5", "--pids", "20", "--network", "none", "--hostname", "elsewhere")
     mounts = ("--mount", f"type=bind,source={tmp_path}/shared,target=/shared", "--mount", "type=tmpfs,target=/scratch")
-    script = "hostname; echo $A; echo made > /shared/file; ls /sys/class/net; cat /proc/1/cgroup; grep /scratch /proc/mounts"
+    script = (
+        "hostname; echo $A; echo x > /shared/file; ls /sys/class/net; cat /proc/1/cgroup; grep /scratch /proc/mounts"
+    )
     run = ("run", "--rm", "--rootfs", str(rootfs), *limits, *mounts, "-e", "A=b", "--", "sh", "-c", script)
     lines = machine.dunnage(*run).stdout.decode().splitlines()
     assert lines[:3] == ["elsewhere", "b", "lo"]
     assert any("dunnage--default--" in line for line in lines)
     assert "/scratch tmpfs" in lines[-1]
-    assert (tmp_path / "shared/file").read_text() == "made\n"
+    assert (tmp_path / "shared/file").read_text() == "x\n"
 
 
 def test_a_bundle_runs_as_its_config_says(machine: Machine, rootfs: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ CRUN = "OCI runtime create failed: "
         (CRUN + "open executable: Operation not permitted", 126),
         (CRUN + "open executable: Permission denied", 126),
         (RUNC + 'error mounting "/x" to rootfs at "/y": stat /x: no such file or directory', 125),
+        (CRUN + 'unable to retrieve OCI runtime error (…): exec: "x": executable file not found in $PATH', 125),
         ("no worker for container x: permission denied", 125),
     ],
 )

@@ -23,9 +23,9 @@ def test_an_unknown_status_is_unknown() -> None:
     assert Status.of_number(99) is Status.UNKNOWN
 
 
-def test_an_rpc_s_code_becomes_a_class_and_its_suffix_goes() -> None:
+def test_an_rpc_s_code_becomes_a_class_with_its_words() -> None:
     assert type(failure(5, "container not created: not found")) is errors.NotFound
-    assert str(failure(5, "container not created: not found")) == "container not created"
+    assert str(failure(5, "container not created: not found")) == "container not created: not found"
     assert type(failure(2, "cannot delete a running process")) is errors.Error
     assert type(failure(99, "x")) is errors.Error
 
@@ -38,5 +38,7 @@ def test_only_filesystems_on_block_devices_come_along() -> None:
 30 27 0:30 / /run rw - tmpfs tmpfs rw
 31 30 254:3 / /run/media/x rw - ext4 /dev/vdd rw
 32 27 0:40 / /net rw - nfs4 server:/export rw
+33 27 254:0 /srv/part /part rw - ext4 /dev/vda rw
+34 27 0:41 /@home /subvolume rw - btrfs /dev/vde rw
 """
-    assert host_filesystems(table) == ["/home", "/mnt/with space"]
+    assert host_filesystems(table) == ["/home", "/mnt/with space", "/subvolume"]

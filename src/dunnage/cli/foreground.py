@@ -65,6 +65,8 @@ def failing_as_docker_does() -> Iterator[None]:
 def status_of_failure(error: errors.Error) -> int:
     """The exit status for a process that could not be started: 126, 127, or 125 where the command is not to blame."""
     text = str(error)
+    if "unable to retrieve OCI runtime error" in text:
+        return OWN_FAILURE  # it was the runtime that could not be run
     if _NOT_EXECUTABLE_TEXT.search(text):
         return NOT_EXECUTABLE
     if _NOT_FOUND_TEXT.search(text):

@@ -89,11 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def complain(error: errors.Error) -> None:
-    """Say on stderr what went wrong, with the class of the error where its words leave it out."""
-    text = str(error)
-    if error.kind and error.kind not in text and isinstance(error, errors.AlreadyExists):
-        text = f"{text} already exists"
-    print(f"dunnage: {text}", file=sys.stderr)
+    """Say on stderr what went wrong."""
+    print(f"dunnage: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

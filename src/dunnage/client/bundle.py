@@ -108,7 +108,7 @@ class Bundle:
             self.path.mkdir(mode=0o700)
             self.stdio_path.mkdir(mode=0o700)
         except FileExistsError:
-            raise errors.AlreadyExists(f"container {self.id}") from None
+            raise errors.AlreadyExists(f"container {self.id} already exists") from None
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -198,9 +198,10 @@ def host_filesystems(mountinfo: str | None = None) -> list[str]:
     found: list[str] = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        point = _unescape(before.split(" ")[4])
-        source = after.split(" ")[1]
-        if source.startswith("/dev/") and point != "/" and not point.startswith(_NOT_FOR_CONTAINERS):
+        root, point = (_unescape(field) for field in before.split(" ")[3:5])
+        kind, source = after.split(" ")[:2]
+        is_whole = root == "/" or kind == "btrfs"  # else a bind mount of a part: somebody's sandbox or container
+        if is_whole and source.startswith("/dev/") and point != "/" and not point.startswith(_NOT_FOR_CONTAINERS):
             found.append(point)
     return found
 

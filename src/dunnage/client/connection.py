@@ -71,6 +71,5 @@ class Connection:
 
 
 def failure(code: int, message: str) -> errors.Error:
-    """The error that an RPC's status means; the class text at the end of its message is cut off, as containerd does."""
-    kind = _CLASSES.get(code, errors.Error)
-    return kind(message.removesuffix(f": {kind.kind}") if kind.kind else message)
+    """The error that an RPC's status means, with the worker's own words."""
+    return _CLASSES.get(code, errors.Error)(message)
