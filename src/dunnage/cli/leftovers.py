@@ -17,7 +17,10 @@ _LOCAL = "local"
 
 def findings(state: Path = DEFAULT_STATE) -> Iterator[Finding]:
     """Everything left over below the state directory; one `ok` where there is nothing."""
-    found = list(_all(state))
+    try:
+        found = list(_all(state))
+    except PermissionError as error:
+        found = [note("leftovers", f"{error.filename} cannot be read", "run dunnage doctor as root")]
     yield from found or [ok("leftovers", "none")]
 
 
@@ -25,9 +28,6 @@ def _all(state: Path) -> Iterator[Finding]:
     try:
         keys = sorted(entry.name for entry in os.scandir(state) if entry.is_dir())
     except FileNotFoundError:
-        return
-    except PermissionError:
-        yield note(str(state), "cannot be read", "run dunnage doctor as root")
         return
     for key in keys:
         directory = state / key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -80,17 +81,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except errors.Error as error:
         complain(error)
         sys.exit(OWN_FAILURE if runs_command else 1)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
     except BrokenPipeError:
         sys.stdout = None  # nobody reads: the interpreter must not flush it once more
         sys.exit(141)
+    except OSError as error:
+        complain(error)
+        sys.exit(OWN_FAILURE if runs_command else 1)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def complain(error: errors.Error) -> None:
-    """Say on stderr what went wrong."""
-    print(f"dunnage: {error}", file=sys.stderr)
+def complain(error: errors.Error | OSError) -> None:
+    """Say on stderr what went wrong, and what is missing where it is root."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {(error.strerror or '').lower()}"
+    is_denied = isinstance(error, errors.PermissionDenied | PermissionError)
+    hint = " (dunnage needs root)" if is_denied and os.geteuid() != 0 else ""
+    print(f"dunnage: {text}{hint}", file=sys.stderr)
 
 
 if __name__ == "__main__":

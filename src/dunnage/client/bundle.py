@@ -104,7 +104,7 @@ class Bundle:
     def make(self) -> None:
         """Make the directory; AlreadyExists where a container of this name is there."""
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(self.path.parent)
             self.path.mkdir(mode=0o700)
             self.stdio_path.mkdir(mode=0o700)
         except FileExistsError:
@@ -207,6 +207,13 @@ def host_filesystems(mountinfo: str | None = None) -> list[str]:
 
 
 _NOT_FOR_CONTAINERS = ("/proc/", "/sys/", "/dev/", "/run/", "/var/lib/containerd/", "/var/lib/docker/", "/boot")
+
+
+def _make_private(path: Path) -> None:
+    """Make the directory and every missing one above it for their owner alone (`mkdir -p` opens the parents to all)."""
+    if not path.is_dir():
+        _make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def unmount(path: Path) -> None:
