@@ -430,7 +430,12 @@ class Events:
 
 
 class Terminal:
-    """A `ctr` on a pty, as a person would sit before it."""
+    """A `ctr` on a pty, as a person would sit before it.
+
+    A shell leads the session and outlives ctr: at the end of a leader the kernel throws away what is not read yet.
+    """
+
+    _SHELL = ("sh", "-c", """"$@"; printf 'ended with %s\\n' $?; read end""", "-")
 
     def __init__(self, argv: Sequence[str], *, rows: int = 24, columns: int = 80) -> None:
         self.seen = b""
@@ -441,17 +446,22 @@ class Terminal:
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal)
+        self._leader = subprocess.Popen(
+            [*self._SHELL, *argv], stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal
+        )
         os.close(slave)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.hang_up()
         os.close(self._master)
+
+    def hang_up(self) -> None:
+        """As when a terminal's window is closed: ctr gets SIGHUP. Idempotent."""
+        self._leader.kill()
+        self._leader.wait()
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -461,28 +471,25 @@ class Terminal:
 
     def wait_for(self, pattern: bytes, timeout_s: float = 20) -> re.Match[bytes]:
         """Read until ``pattern`` (a regular expression) is in what came since the last match."""
+        match = self.comes(pattern, timeout_s)
+        assert match, f"{pattern!r} did not come; seen: {self.seen[-2000:]!r}"
+        return match
+
+    def comes(self, pattern: bytes, timeout_s: float) -> re.Match[bytes] | None:
+        """As ``wait_for``, but None if it does not come."""
         deadline = time.monotonic() + timeout_s
         while not (match := re.search(pattern, self.seen)):
-            self._take(self._read(deadline - time.monotonic(), f"{pattern!r} did not come"))
+            if not select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            # a line ends in one newline: the container's terminal adds a carriage return, and ctr's own another
+            self.seen = re.sub(rb"\r+\n", b"\n", self.seen + os.read(self._master, 1 << 16))
         self.seen = self.seen[match.end() :]
         return match
 
-    def _take(self, chunk: bytes) -> None:
-        """Lines end in a single newline: the container's terminal adds a carriage return, and so does ctr's own."""
-        self.seen = re.sub(rb"\r+\n", b"\n", self.seen + chunk)
-
-    def wait(self, timeout_s: float = 20) -> int:
-        """Read on until nobody has the terminal any more; ctr's status."""
-        deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(OSError):  # EIO: the last process on the terminal has gone, and everything is read
-            while chunk := self._read(deadline - time.monotonic(), "ctr does not end"):
-                self._take(chunk)
-        return self.process.wait(timeout_s)
-
-    def _read(self, timeout_s: float, otherwise: str) -> bytes:
-        ready = timeout_s > 0 and select.select([self._master], [], [], timeout_s)[0]
-        assert ready, f"{otherwise}; seen: {self.seen[-2000:]!r}"
-        return os.read(self._master, 1 << 16)
+    def wait(self, timeout_s: float = 20) -> tuple[int, bytes]:
+        """ctr's exit status, and what was written since the last match."""
+        match = self.wait_for(rb"(?s)\A(.*)ended with (\d+)\n", timeout_s)
+        return int(match[2]), match[1]
 
 
 def wait_until(predicate: Callable[[], object], what: str, timeout_s: float = 20) -> None:
