@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import LIMIT_S, Machine, Terminal
+from tests.cli.machine import LIMIT_S, Machine, Terminal
 
 pytestmark = pytest.mark.real
 

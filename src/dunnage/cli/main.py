@@ -6,10 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from dunnage import __version__, errors
+
+if TYPE_CHECKING:
+    from dunnage.client import Node
 
 # where the exit status is the container's command's, our own failure needs one that it seldom has (as with docker)
 OWN_FAILURE = 125
@@ -68,6 +72,7 @@ def cli(context: click.Context, namespace: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `dunnage` program. Ends the process with the command's exit status."""
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio does without: 10 ms for nothing
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     runs_command = next((one for one in arguments if one in _COMMANDS), "") in ("run", "exec")
     try:
@@ -100,6 +105,12 @@ def complain(error: errors.Error | OSError) -> None:
     is_denied = isinstance(error, errors.PermissionDenied | PermissionError)
     hint = " (dunnage needs root)" if is_denied and os.geteuid() != 0 else ""
     print(f"dunnage: {text}{hint}", file=sys.stderr)
+
+
+def complain_of_silence(node: Node) -> None:
+    """Say on stderr which keys did not answer: what is printed is not all there is."""
+    for key in sorted(node.silent_keys):
+        print(f"dunnage: the worker of {key} does not answer; its log is in {node.state}/{key}/log", file=sys.stderr)
 
 
 if __name__ == "__main__":

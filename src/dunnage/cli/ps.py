@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from dunnage.cli.main import complain_of_silence
 from dunnage.cli.table import print_table
 from dunnage.client import Listed, Node, Status
 
@@ -77,7 +78,9 @@ def command_of(bundle: Path) -> list[str]:
 async def _containers() -> Sequence[Listed]:
     async with Node() as node:
         found = await node.containers()
-        found += node.dead_containers(found)
+        complain_of_silence(node)
+        if not node.silent_keys:
+            found += node.dead_containers(found)
         return sorted(
             found, key=lambda one: (one.key, one.namespace, one.created_at or datetime.max.replace(tzinfo=UTC))
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from dunnage.cli.main import complain_of_silence
 from dunnage.cli.table import print_table
 from dunnage.client import Node, NodeStatus
 
@@ -36,7 +37,9 @@ def status(as_json: bool) -> None:
 
 async def _status() -> Sequence[NodeStatus]:
     async with Node() as node:
-        return await node.status()
+        found = await node.status()
+        complain_of_silence(node)
+        return found
 
 
 def _describe(one: NodeStatus) -> dict[str, object]:

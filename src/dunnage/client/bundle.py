@@ -17,7 +17,6 @@ import ctypes
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,7 +65,7 @@ def check_identifier(name: str, what: str = "container id") -> str:
 
 def new_id() -> str:
     """An id nobody has: 12 hexadecimal digits."""
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()
 
 
 class Bundle:
@@ -204,6 +203,12 @@ def host_filesystems(mountinfo: str | None = None) -> list[str]:
         if is_whole and source.startswith("/dev/") and point != "/" and not point.startswith(_NOT_FOR_CONTAINERS):
             found.append(point)
     return found
+
+
+def host_files(resolver: str = "/etc/resolv.conf") -> list[str]:
+    """Files of the host's /run that its own programs need: a resolv.conf that is a link there."""
+    path = os.path.realpath(resolver)
+    return [path] if path.startswith("/run/") and os.path.isfile(path) else []
 
 
 _NOT_FOR_CONTAINERS = ("/proc/", "/sys/", "/dev/", "/run/", "/var/lib/containerd/", "/var/lib/docker/", "/boot")

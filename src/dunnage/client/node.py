@@ -72,6 +72,8 @@ class Node:
     ) -> None:
         self.namespace = namespace
         self.state = state
+        self.silent_keys: set[str] = set()
+        """Keys that have somebody listening who did not answer when last asked."""
         self._launcher = launcher
         self._opened: list[Container] = []
 
@@ -200,18 +202,13 @@ class Node:
 
     async def containers(self) -> list[Listed]:
         """Every container of every key; a key whose worker does not answer has none."""
-        found: list[Listed] = []
-        for key in self.keys():
-            answer = await self._ask(key, "List", node_pb2.ListRequest(), node_pb2.ListResponse)
-            found += [] if answer is None else [_listed(key, one) for one in answer.containers]
-        return found
+        answers = await self._ask_all("List", node_pb2.ListRequest(), node_pb2.ListResponse)
+        return [_listed(key, one) for key, answer in answers for one in answer.containers]
 
     async def status(self) -> list[NodeStatus]:
         """The processes behind every key that answers."""
-        answers = [
-            await self._ask(key, "Status", node_pb2.StatusRequest(), node_pb2.StatusResponse) for key in self.keys()
-        ]
-        return [_node_status(answer) for answer in answers if answer is not None]
+        answers = await self._ask_all("Status", node_pb2.StatusRequest(), node_pb2.StatusResponse)
+        return [_node_status(answer) for _, answer in answers]
 
     async def events(self, *, history: bool = False) -> AsyncGenerator[Event, None]:
         """Events as they happen, of every key, also of keys that come later; `history` begins with what is remembered.
@@ -252,14 +249,24 @@ class Node:
         finally:
             await connection.close()
 
+    async def _ask_all(self, method: str, request: Any, response: Any) -> Sequence[tuple[str, Any]]:
+        keys = self.keys()
+        answers = await asyncio.gather(*(self._ask(key, method, request, response) for key in keys))
+        return [(key, answer) for key, answer in zip(keys, answers, strict=True) if answer is not None]
+
     async def _ask(self, key: str, method: str, request: Any, response: Any) -> Any:
         connection = Connection(self._socket_of(key), NODE_SERVICE, connect_timeout_s=0)
         try:
-            return await connection.call(method, request, response, timeout_s=_NODE_TIMEOUT_S)
+            answer = await connection.call(method, request, response, timeout_s=_NODE_TIMEOUT_S)
         except errors.Unavailable:
             return None  # a stale socket: `doctor` names it
+        except errors.DeadlineExceeded:
+            self.silent_keys.add(key)
+            return None
         finally:
             await connection.close()
+        self.silent_keys.discard(key)
+        return answer
 
     def _socket_of(self, key: str) -> Path:
         return self.state / key / "node"

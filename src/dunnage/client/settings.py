@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dunnage import errors
-from dunnage.client.bundle import Bundle, host_filesystems
+from dunnage.client.bundle import Bundle, host_files, host_filesystems
 from dunnage.client.container import merge_env
 from dunnage.spec import make_spec, parse_mount
 
@@ -91,7 +91,8 @@ def prepare(settings: Settings, bundle: Bundle, *, terminal: bool) -> Prepared:
     overlay = RootMount("overlay", "overlay", ("lowerdir=/", f"upperdir={upper}", f"workdir={work}"))
     env = [f"{name}={os.environ[name]}" for name in _HOST_VARIABLES if name in os.environ]
     env = merge_env([_DEFAULT_PATH], [*env, *_terminal_env(terminal)])
-    mounts = [f"type=bind,source={point},target={point},readonly" for point in host_filesystems() if "," not in point]
+    shared = [*host_filesystems(), *host_files()]
+    mounts = [f"type=bind,source={path},target={path},readonly" for path in shared if "," not in path]
     return Prepared(_make_spec(settings, bundle, terminal, env, Path("/"), "rootfs", mounts), [overlay], "host")
 
 
