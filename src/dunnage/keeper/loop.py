@@ -132,10 +132,11 @@ class Keeper:
     def _all_children(self) -> set[int]:
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-                every = {int(pid) for pid in file.read().split()}
-        except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN: adopted orphans are not known
-            every = set(self.children)
-        return every - {slot.pid for slot in self.slots.values()}
+                listed = {int(pid) for pid in file.read().split()}
+        except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN: unclaimed orphans are not known
+            listed = set()
+        # the list can miss one while a sibling of it is being reaped
+        return (listed | self.children.keys()) - {slot.pid for slot in self.slots.values()}
 
     def _on_signal(self, _events: int) -> None:
         try:
