@@ -58,6 +58,7 @@ def test_our_own_failure_is_125(machine: Machine, rootfs: Path, tmp_path: Path) 
         ("--runtime", "no-such-runtime", "--rootfs", str(rootfs), "--", "true"),
         ("--name", "a b", "--", "true"),
         ("-d", "-t", "--", "true"),
+        ("-i", "-t", "--", "true"),
         (),
     ):
         done = machine.dunnage("run", *wrong, status=125)

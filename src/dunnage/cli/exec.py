@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from dunnage import errors
-from dunnage.cli.foreground import failing_as_docker_does, run_in_foreground
+from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
 from dunnage.cli.run import resolve_variable
-from dunnage.client import Container, Node, Stdio, own_stdio
+from dunnage.client import Container, Node, Stdio
 from dunnage.spec import resolve_user
 
 
@@ -46,7 +46,7 @@ def exec_(
         command = command[1:]
     if not command:
         raise click.UsageError("no command to run")
-    stdio = Stdio() if detach else own_stdio(interactive=interactive, terminal=tty)
+    stdio = Stdio() if detach else own_streams(interactive=interactive, terminal=tty)
     variables = [resolve_variable(one) for one in env]
     with failing_as_docker_does():
         context.exit(asyncio.run(_exec(context.obj, name, command, variables, workdir, user, stdio, detach)))

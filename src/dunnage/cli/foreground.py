@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 
+import click
+
 from dunnage import errors
 from dunnage.cli.main import OWN_FAILURE, complain
-from dunnage.client import Process, RawTerminal, SizeWatch
+from dunnage.client import Process, RawTerminal, SizeWatch, Stdio, own_stdio
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
@@ -50,6 +53,14 @@ async def run_in_foreground(process: Process) -> int:
     with raw, watch, _signals_forwarded(process):
         await process.start()
         return await _wait_for_end(process)
+
+
+def own_streams(*, interactive: bool, terminal: bool) -> Stdio:
+    """Our standard streams for a process in the foreground."""
+    if interactive and terminal and not os.isatty(0):
+        # its end would hang the terminal up, with what the process has not read yet (docker refuses it too)
+        raise click.UsageError("standard input is no terminal: leave out -i or -t")
+    return own_stdio(interactive=interactive, terminal=terminal)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import Literal
 import click
 
 from dunnage import errors
-from dunnage.cli.foreground import failing_as_docker_does, run_in_foreground
-from dunnage.client import Container, Node, Settings, Stdio, own_stdio
+from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
+from dunnage.client import Container, Node, Settings, Stdio
 from dunnage.spec import parse_cpus, parse_memory
 
 
@@ -71,6 +71,7 @@ def run(
     """
     if detach and tty:
         raise click.UsageError("a detached container has no terminal: leave out -d or -t")
+    stdio = None if detach else own_streams(interactive=interactive, terminal=tty)
     settings = Settings(
         args=command,
         rootfs=rootfs,
@@ -88,10 +89,9 @@ def run(
         runtime=runtime,
     )
     with failing_as_docker_does():
-        if detach:
+        if stdio is None:
             asyncio.run(_run_detached(context.obj, settings, name, interactive, remove))
             return
-        stdio = own_stdio(interactive=interactive, terminal=tty)
         context.exit(asyncio.run(_run_here(context.obj, settings, name, stdio, remove)))
 
 
