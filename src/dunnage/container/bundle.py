@@ -64,10 +64,13 @@ class Bundle:
         return status.st_dev, status.st_ino
 
     def make_rootfs(self) -> None:
+        """Make the directory that is mounted on. Raises Error."""
         try:
             os.mkdir("rootfs", 0o711, dir_fd=self.directory)
         except FileExistsError:
             pass  # containerd has made it
+        except OSError as error:
+            raise Error(f"{self.rootfs} cannot be made: {error.strerror}") from error
 
     def read_spec(self) -> dict[str, Any]:
         """The OCI spec. Raises InvalidArgument where ``config.json`` is missing or no JSON object."""
@@ -82,9 +85,13 @@ class Bundle:
         return spec
 
     def write_options(self, options: Mapping[str, object], runtime: str) -> None:
-        """Leave ``options.json`` and ``runtime`` for whoever runs ``delete`` when no shim is there to ask."""
-        self._write("options.json", json.dumps(options, separators=(",", ":")), 0o600)
-        self._write("runtime", runtime, 0o600)
+        """Leave ``options.json`` and ``runtime`` for whoever runs ``delete`` when no shim is there to ask. Raises
+        Error."""
+        try:
+            self._write("options.json", json.dumps(options, separators=(",", ":")), 0o600)
+            self._write("runtime", runtime, 0o600)
+        except OSError as error:
+            raise Error(f"bundle {self.path} cannot be written: {error.strerror}") from error
 
     def read_record(self) -> Record | None:
         """What was saved last; None where nothing was. Raises Error for one that cannot be read or is of a newer
@@ -114,6 +121,8 @@ class Bundle:
             self.remove(name)
 
     def remove(self, name: str) -> None:
+        if self.directory < 0:
+            return  # closed, and about to be removed by whoever made it
         try:
             os.unlink(name, dir_fd=self.directory)
         except FileNotFoundError:

@@ -34,6 +34,7 @@ from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
 from dunnage.runtime.client import Runtime, Stdio
 from dunnage.runtime.console import ConsoleSocket
+from dunnage.runtime.failures import CommandFailed
 
 CONSOLE_TIMEOUT_S = 30.0  # containerd's own limit for setting up a console or the copying (shim v2, §5.9)
 LAST_EXIT_TIMEOUT_S = 2.0  # how long a Delete waits for the end of what the runtime has just killed
@@ -123,8 +124,7 @@ class Container:
             self._order.starting(INIT)
             try:
                 if self.rootfs:
-                    self.bundle.make_rootfs()
-                    await self._host.mount(self.name, self.bundle.rootfs, self.rootfs)
+                    await self._mount_rootfs()
                 await self._create_init()
             except BaseException:
                 self._order.start_failed(INIT)
@@ -168,20 +168,22 @@ class Container:
                 process.check(Operation.KILL)
                 await self._runtime.kill(self.id, number, all=everyone)
             return
-        process.check(Operation.KILL)
-        if process.watch is None:
-            raise NotFound("process already finished")
-        try:
-            process.watch.signal(number)
-        except ProcessLookupError as error:
-            raise NotFound("process already finished") from error
-        except OSError as error:
-            raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
+        async with process.turn:
+            process.check(Operation.KILL)
+            if process.watch is None:
+                raise NotFound("process already finished")
+            try:
+                process.watch.signal(number)
+            except ProcessLookupError as error:
+                raise NotFound("process already finished") from error
+            except OSError as error:
+                raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
 
     async def pids(self) -> list[tuple[int, str]]:
         """Every process in the container as the runtime lists it, each with its exec id or an empty one."""
+        pids = await self._runtime.ps(self.id)
         execs = {process.pid: process.id for process in self.execs.values() if process.pid}
-        return [(pid, execs.get(pid, "")) for pid in await self._runtime.ps(self.id)]
+        return [(pid, execs.get(pid, "")) for pid in pids]
 
     async def close_stdin(self, exec_id: str) -> None:
         """End the shim's own hold on a process's stdin: it sees its end when every client has let go too."""
@@ -194,7 +196,10 @@ class Container:
         process = self.process(exec_id)
         process.check(Operation.RESIZE)
         if process.io.terminal and process.stdio is not None:
-            process.stdio.resize(width & 0xFFFF, height & 0xFFFF)
+            try:
+                process.stdio.resize(width & 0xFFFF, height & 0xFFFF)
+            except FailedPrecondition:
+                pass  # it has just ended: as for a process that has none
 
     # Delete
 
@@ -280,14 +285,22 @@ class Container:
                 no_pivot=self.options.no_pivot_root,
                 no_new_keyring=self.options.no_new_keyring,
             )
-            await self._runtime.create(self.id, arguments, launch.runtime_stdio)
             try:
+                await self._runtime.create(self.id, arguments, launch.runtime_stdio)
                 await launch.succeeded()
                 init.pid = _read_pid(self.bundle.init_pid_path, "failed to retrieve OCI runtime container pid")
-            except BaseException:
-                await self._forget_in_runtime()
+                init.watch = self._host.watch(init.pid, lambda death: self._died(init, death))
+            except BaseException as error:
+                if not _is_refusal(error):
+                    await self._forget_in_runtime()
                 raise
-        init.watch = self._host.watch(init.pid, lambda death: self._died(init, death))
+
+    async def _mount_rootfs(self) -> None:
+        self.bundle.make_rootfs()
+        try:
+            await self._host.mount(self.name, self.bundle.rootfs, self.rootfs)
+        except Error as error:
+            raise type(error)(f"failed to mount rootfs component: {error}") from error
 
     async def undo_create(self) -> None:
         """Take back what a Create that a former worker began has left: in the runtime, in the rootfs, in the bundle."""
@@ -300,6 +313,7 @@ class Container:
                 await self._host.unmount(self.name, self.bundle.rootfs)
         except Error as error:
             self.log.error("failed to unmount the rootfs after a failed create: %s", error)
+        self.bundle.remove("init.pid")
         self.bundle.forget()
 
     async def _start_init(self) -> int:
@@ -323,7 +337,9 @@ class Container:
         if self.init.has_exited or not self._order.starting(process.id):
             process.release_waiters()
             raise FailedPrecondition(f"container {self.id} init process is not running")
+        process.hold_waiters()
         pid_file = self.bundle.exec_pid_path(process.id)
+        self.bundle.remove(f"{process.id}.pid")
         try:
             async with _Launch(self, process) as launch:
                 await self._runtime.exec(
@@ -335,13 +351,17 @@ class Container:
                     stdio=launch.runtime_stdio,
                 )
                 await launch.succeeded()
-                process.pid = _read_pid(pid_file, "failed to retrieve OCI runtime exec pid")
-        except BaseException:
+                process.check(Operation.START)  # the container may have been ended meanwhile
+                pid = _read_pid(pid_file, "failed to retrieve OCI runtime exec pid")
+                process.watch = self._host.watch(pid, lambda death: self._died(process, death))
+                process.pid = pid
+        except BaseException as error:
+            if not _is_refusal(error):
+                self._end_stray(pid_file)
             process.release_waiters()
             self._tell_exits(self._order.start_failed(process.id))
             raise
         process.state = State.RUNNING
-        process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
         self.save()
         self._tell(ExecStarted(process.id, process.pid))
         self._tell_exits(self._order.started(process.id))
@@ -359,14 +379,18 @@ class Container:
 
     async def _delete_init(self) -> Ended:
         init = self.init
-        await self._drain(init)
+        ended_before = init.has_exited
+        if ended_before:
+            await self._drain(init)
         try:
             await self._runtime.delete(self.id)
+            await self._await_last_exit()
+            if not ended_before:
+                await self._drain(init)
         finally:
             failure = await self._leave_rootfs()
         if failure is not None:
             raise failure
-        await self._await_last_exit()
         self._deleted()
         return init.ended
 
@@ -406,8 +430,9 @@ class Container:
         for process in [self.init, *self.execs.values()]:
             process.state = State.DELETED
             process.release_waiters()
-        self.bundle.forget()
         self._tell(Deleted(self.init.ended))
+        self._tell = _tell_nobody  # nothing comes after it
+        self.bundle.forget()
 
     async def _drain(self, process: Process) -> None:
         if process.stdio is not None and not await process.stdio.wait_drained(self._io_drain_timeout_s):
@@ -418,6 +443,14 @@ class Container:
             await self._runtime.delete(self.id, force=True)
         except Error as error:
             self.log.error("failed to delete a container that was created in vain: %s", error)
+
+    def _end_stray(self, pid_file: str) -> None:
+        """A start was given up whose process may be there all the same: nobody would ever know it."""
+        try:
+            pid = _read_pid(pid_file, "no process was made")
+            self._host.watch(pid, lambda death: None).signal(KILL)
+        except (Error, ProcessLookupError):
+            pass  # nothing was made, or it has ended
 
     def _died(self, process: Process, death: Death) -> None:
         """A process was seen dead. When this returns, its end is in the record."""
@@ -522,6 +555,7 @@ class _Launch:
 
     async def __aenter__(self) -> _Launch:
         container, process = self._container, self._process
+        failure = "failed to create init process I/O"
         try:
             process.stdio = await stdio.ProcessIO.open(
                 container._plan(process.io),
@@ -532,7 +566,9 @@ class _Launch:
                 open_log=container._host.open_log,
             )
         except OSError as error:
-            raise Error(f"failed to create init process I/O: {error}") from error
+            raise Error(f"{failure}: {error}") from error
+        except Error as error:
+            raise type(error)(f"{failure}: {error}") from error
         if process.io.terminal:
             try:
                 self._console = ConsoleSocket.open(container.env)
@@ -566,6 +602,12 @@ class _Launch:
         if error is not None and self._process.stdio is not None:
             self._process.stdio.close()
             self._process.stdio = None
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """True if the runtime has failed by itself, and so has cleaned up; False if it was given up, or what followed
+    failed."""
+    return isinstance(error.__cause__, CommandFailed)
 
 
 def _io_name(container: Container, process: Process) -> str:

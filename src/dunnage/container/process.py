@@ -63,6 +63,10 @@ class Process:
     def release_waiters(self) -> None:
         self._over.set()
 
+    def hold_waiters(self) -> None:
+        """A start is tried again: from now on there is an end to wait for."""
+        self._over.clear()
+
     async def wait(self) -> Ended:
         """Wait for the end. Answers status 0 and no time for a process whose start failed."""
         await self._over.wait()
