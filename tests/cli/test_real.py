@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -206,6 +207,19 @@ def test_a_killed_worker_goes_unnoticed(machine: Machine, rootfs: Path) -> None:
     run.stdin.close()
     assert run.wait(LIMIT_S) == 6
     run.stdout.close()
+
+
+def test_a_container_whose_client_was_killed_is_removed_at_once(machine: Machine, rootfs: Path) -> None:
+    arguments = ("run", "--rm", "--name", "left", "--rootfs", str(rootfs), "--", "yes")
+    run = machine.begin(*arguments, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.read(2) == b"y\n"
+    run.kill()
+    run.wait(LIMIT_S)
+    run.stdout.close()
+    began = time.monotonic()
+    machine.dunnage("rm", "-f", "left")
+    assert time.monotonic() - began < 8  # without a reader the worker waits 10 s for one
 
 
 def test_limits_mounts_and_variables_are_the_container_s(machine: Machine, rootfs: Path, tmp_path: Path) -> None:

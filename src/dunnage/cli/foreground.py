@@ -23,7 +23,6 @@ SIGNALLED = 128
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # an init without a handler never sees SIGINT (pid_namespaces(7)): whoever presses Ctrl-C this often wants it to end
 _INTERRUPTS_THAT_KILL = 3
-_DRAIN_S = 2.0
 
 # runc: `exec: "x": executable file not found in $PATH`, `exec: "/x": stat /x: no such file or directory`
 # crun: "executable file `x` not found in $PATH", "open executable: No such file or directory"
@@ -41,7 +40,7 @@ _NOT_EXECUTABLE_TEXT = re.compile(
 
 
 async def run_in_foreground(process: Process) -> int:
-    """Start it, and wait until it has ended and its output is ours; returns its exit status."""
+    """Start it, and wait until it has ended; returns its exit status. Its last output comes with its deletion."""
     stdio = process.streams.stdio
     raw = RawTerminal(0) if stdio.terminal and stdio.stdin == 0 else contextlib.nullcontext()
     resizing: set[asyncio.Task[None]] = set()
@@ -95,7 +94,6 @@ async def _wait_for_end(process: Process) -> int:
         await _kill(process, signal.SIGKILL)
         await ended
         return SIGNALLED + signal.SIGPIPE
-    await process.streams.wait_drained(_DRAIN_S)
     return ended.result().status
 
 

@@ -17,6 +17,9 @@ from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_f
 from dunnage.client import Container, Node, Settings, Stdio
 from dunnage.spec import parse_cpus, parse_memory
 
+# what an orphan of the container still holds open is not waited for longer
+_DRAIN_S = 2.0
+
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; print the name. Output goes to `dunnage logs`.")
@@ -117,6 +120,8 @@ async def _run_here(namespace: str, settings: Settings, name: str | None, stdio:
             raise
         if remove:
             await container.remove()
+        else:
+            await container.streams.wait_drained(_DRAIN_S)
         return status
 
 

@@ -21,7 +21,7 @@ from dunnage import errors
 from dunnage.api import task_pb2
 from dunnage.client.bundle import Bundle, Record, check_identifier, new_id
 from dunnage.client.connection import Connection
-from dunnage.client.stdio import PIPE, Stdio, Streams
+from dunnage.client.stdio import PIPE, Stdio, Streams, discarding
 from dunnage.client.terminal import terminal_size
 from dunnage.client.values import Exit, Finished, State, Status, read_time
 
@@ -29,6 +29,7 @@ _PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 # runc create and runc exec take what the container needs; this only bounds a worker that is gone
 _CALL_TIMEOUT_S = 150.0
 _DRAIN_TIMEOUT_S = 12.0
+_READERS_S = 1.0
 
 
 class Process:
@@ -267,9 +268,19 @@ class Container(Process):
                     f"container {self.id} is {state.status.value}: stop it first, or use force"
                 )
             await self._kill_and_wait()
-        ended = await self.delete()
+        ended = await self._delete_unread(state)
         await self._shut_down()
         return ended
+
+    async def _delete_unread(self, state: State) -> Exit:
+        deleting = asyncio.ensure_future(self.delete())
+        try:
+            # whoever still reads the output is given the time for it; after that nobody is taken to
+            await asyncio.wait((deleting,), timeout=_READERS_S if not any(self.streams.uris) else None)
+            with discarding(*(() if deleting.done() else (state.stdout, state.stderr))):
+                return await deleting
+        finally:
+            deleting.cancel()
 
     async def _kill_and_wait(self) -> None:
         try:

@@ -8,12 +8,13 @@ own, so that a slow reader of ours blocks nobody), PIPE (an asyncio stream), or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import errno
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -296,6 +297,23 @@ class Copy:
             stopped = self._stopped
         if not stopped:
             self._on_end()
+
+
+@contextlib.contextmanager
+def discarding(*uris: str) -> Iterator[None]:
+    """Read fifos and throw away what comes: a worker's Delete waits for output that nobody reads any more."""
+    with contextlib.ExitStack() as stack:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        stack.callback(os.close, nowhere)
+        for uri in uris:
+            if not uri.startswith("/"):
+                continue
+            try:
+                fifo = os.open(uri, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # whoever made it has removed it
+            stack.callback(Copy(fifo, nowhere, owns_source=True, on_end=lambda: None).stop)
+        yield
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Callable[[], None]:
