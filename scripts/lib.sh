@@ -18,6 +18,7 @@ install_missing() {
         esac
     done
     [ ${#missing[@]} -gt 0 ] || return 0
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
     command -v apt-get >/dev/null || die "not a Debian: please install ${missing[*]} yourself"
     say "installing ${missing[*]}"
     # The packages' services start on their own; everything here uses a containerd of its own.
