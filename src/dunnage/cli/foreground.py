@@ -28,12 +28,12 @@ _INTERRUPTS_THAT_KILL = 3
 # crun: "executable file `x` not found in $PATH", "open executable: No such file or directory"
 _NOT_FOUND_TEXT = re.compile(
     r'exec: "[^"]*": (executable file not found|stat [^:]*: no such file)'
-    r"|executable file [`'\"]?[^:]* not found|open executable: no such file|exec [^:]+: no such file or directory",
+    r"|executable file [`'\"]?[^:]* not found|open executable: no such file|exec /[^:]+: no such file or directory",
     re.IGNORECASE,
 )
 _NOT_EXECUTABLE_TEXT = re.compile(
     r'exec: "[^"]*": (permission denied|is a directory|stat [^:]*: not a directory)'
-    r"|(open executable|exec[^:]*): (permission denied|operation not permitted|is a directory|exec format error)"
+    r"|(open executable|exec /[^:]+): (permission denied|operation not permitted|is a directory|exec format error)"
     r"|the path [`'\"][^`'\"]*[`'\"] is not a regular file",
     re.IGNORECASE,
 )

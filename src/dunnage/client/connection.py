@@ -16,8 +16,8 @@ M = TypeVar("M", bound=Message)
 TASK_SERVICE = "containerd.task.v2.Task"
 NODE_SERVICE = "dunnage.node.v1.Node"
 
-# between a launcher's answer and the worker's accept nothing is missing: the keeper holds the listener
-_CONNECT_TIMEOUT_S = 5.0
+# the keeper holds the listener, so a refusal means that it is gone; only a full backlog is worth waiting for
+_CONNECT_TIMEOUT_S = 1.0
 
 _CLASSES: dict[int, type[errors.Error]] = {
     Code.CANCELED: errors.Canceled,
