@@ -23,6 +23,9 @@ MOUNT = "dunnage.linux.mount:mount_all"
 OPEN_LOG = "dunnage.stdio.file:send_opened"
 UNMOUNT = "dunnage.linux.mount:unmount_all"
 
+_PROCESS = "process:"
+"""How the processes of containers are claimed from the keeper; its other children are calls."""
+
 _SWEEP_PAUSE_S = 1.0
 _STUCK_S = 600.0  # a call that lasts longer has been given up by its caller
 
@@ -75,29 +78,44 @@ class ProcessWatch:
             os.close(self._pidfd)
             self._pidfd = -1
         tell, self._on_death = self._on_death, None
-        if tell is not None:
-            tell(Death(status, time.time_ns()))
-        self._host.reap(self.pid)
+        try:
+            if tell is not None:
+                tell(Death(status, time.time_ns()))
+        finally:
+            self._host.reap(self.pid)
 
 
 class KeeperHost:
     """``container.Host`` and, for each set of attributes, ``runtime.Spawner``, over one keeper."""
 
-    def __init__(self, keeper: Keeper, *, pipe_budget: PipeBudget, mount_timeout_s: float, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        *,
+        pipe_budget: PipeBudget,
+        mount_timeout_s: float,
+        runtime_timeout_s: float,
+        log: logging.Logger,
+    ) -> None:
         self.keeper = keeper
         self.keep = KeeperStore(keeper)
         self.pipe_budget = pipe_budget
         self.log = log
         self._mount_timeout_s = mount_timeout_s
+        self._runtime_timeout_s = runtime_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._suspects: frozenset[int] = frozenset()
         self._made = -1
+        self._inherited: dict[int, tuple[str, asyncio.Future[None], ProcessWatch]] = {}
+        for pid, name in keeper.children.items():
+            if not name.startswith(_PROCESS):
+                self._see_to_its_end(pid, name)
 
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> ProcessWatch:
         """Raises ProcessLookupError when there is no such process, not even a dead one."""
         pidfd = os.pidfd_open(pid)
-        self.keeper.claim(f"process:{pid}", pid)
+        self.keeper.claim(f"{_PROCESS}{pid}", pid)
         return ProcessWatch(self, pid, pidfd, on_death)
 
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
@@ -110,7 +128,7 @@ class KeeperHost:
     async def open_log(self, path: str) -> int:
         async def fork(argument: str, fds: Mapping[str, int]) -> None:
             child = await self.keeper.fork(f"open:{path}", OPEN_LOG, argument, fds=fds)
-            ProcessWatch(self, child.pid, child.pidfd, lambda death: None)
+            ProcessWatch(self, child.pid, child.pidfd, _ignore)
 
         return await open_elsewhere(fork, path, deadline_s=self._mount_timeout_s)
 
@@ -127,17 +145,24 @@ class KeeperHost:
     ) -> Exit:
         """Run a program to its end. Raises TimeoutError after the deadline: the program is killed, and reaped when it
         has gone."""
-        child = await self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
-        return await self._wait(name, child, deadline_s)
+        spawn = self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
+        return await self._call(name, spawn, deadline_s)
 
     async def wait_inherited(self, call: str) -> None:
-        for pid, name in list(self.keeper.children.items()):
-            if name == call:
+        """Wait for the calls of this name that a former worker began, if they still run: what they do is done. One that
+        hangs is killed."""
+        for name, over, watch in list(self._inherited.values()):
+            if name != call:
+                continue
+            try:
+                async with asyncio.timeout(self._runtime_timeout_s):
+                    await asyncio.shield(over)
+            except TimeoutError:
+                self.log.error("process %d (%s) of a former worker hangs: it is abandoned", watch.pid, name)
                 try:
-                    child = Child(pid, os.pidfd_open(pid))
+                    watch.signal(signal.SIGKILL)
                 except ProcessLookupError:
-                    continue
-                await self._wait(name, child, self._mount_timeout_s)
+                    pass  # it ended just now
 
     def reap(self, pid: int) -> None:
         """Its end is written down: let the pid go."""
@@ -175,39 +200,40 @@ class KeeperHost:
             self.look_for_orphans()
 
     async def _in_forked_child(self, name: str, entry: str, argument: object, what: str) -> None:
-        error_fd = os.memfd_create("dunnage error", os.MFD_CLOEXEC)
+        """Raises Error: what the child said, or why there is none."""
         try:
-            child = await self.keeper.fork(name, entry, argument, fds={"error": error_fd})
+            error_fd = os.memfd_create("dunnage error", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise Error(f"{what} cannot begin: {error}") from error
+        try:
+            fork = self.keeper.fork(name, entry, argument, fds={"error": error_fd})
             try:
-                exit = await self._wait(name, child, self._mount_timeout_s)
+                exit = await self._call(name, fork, self._mount_timeout_s)
             except TimeoutError as error:
-                raise DeadlineExceeded(
-                    f"{what} did not end within {self._mount_timeout_s:g} s; process {child.pid} hangs"
-                ) from error
+                raise DeadlineExceeded(f"{what} did not end within {self._mount_timeout_s:g} s; {error}") from error
+            except OSError as error:
+                raise Error(f"{what} cannot begin: {error}") from error
             if exit.status:
                 text = os.pread(error_fd, 65536, 0).decode(errors="replace").strip()
                 raise Error(text or f"{what} ended with status {exit.status}")
         finally:
             os.close(error_fd)
 
-    async def _wait(self, name: str, child: Child, deadline_s: float) -> Exit:
-        """Wait for a child's end and reap it. Raises TimeoutError when it is abandoned: killed, and reaped later."""
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(child.pidfd, _set, over)
+    async def _call(self, name: str, making: Coroutine[Any, Any, Child], deadline_s: float) -> Exit:
+        """See a child from its making to its end, and reap it. Raises TimeoutError, saying what hangs, when it is
+        abandoned: killed, also if the keeper makes it only later, and reaped when it has gone."""
+        made = asyncio.get_running_loop().create_task(making)
         try:
             async with asyncio.timeout(deadline_s):
-                await over
-        except BaseException:
-            self.log.error("process %d (%s) is abandoned after at most %g s", child.pid, name, deadline_s)
-            loop.remove_reader(child.pidfd)
-            try:
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended just now
-            ProcessWatch(self, child.pid, child.pidfd, lambda death: None)
+                child = await asyncio.shield(made)
+                await _wait_dead(child.pidfd)
+        except asyncio.CancelledError:
+            made.add_done_callback(lambda made: self._abandon(made, name))
             raise
-        loop.remove_reader(child.pidfd)
+        except TimeoutError as error:
+            made.add_done_callback(lambda made: self._abandon(made, name))
+            hangs = f"process {made.result().pid}" if made.done() and made.exception() is None else "its start"
+            raise TimeoutError(f"{hangs} hangs") from error
         os.close(child.pidfd)
         try:
             exit = await self.keeper.peek(child.pid)
@@ -215,10 +241,44 @@ class KeeperHost:
             self.reap(child.pid)
         return exit if exit is not None else Exit(UNKNOWN_STATUS, None)
 
+    def _abandon(self, made: asyncio.Task[Child], name: str) -> None:
+        if made.cancelled() or made.exception() is not None:
+            return
+        child = made.result()
+        self.log.error("process %d (%s) is abandoned: nobody waits for it any longer", child.pid, name)
+        try:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it ended just now
+        ProcessWatch(self, child.pid, child.pidfd, _ignore)
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+    def _see_to_its_end(self, pid: int, name: str) -> None:
+        """Reap a former worker's call when it has ended, also if nobody waits for it."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return  # reaped while this worker was being made
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ended(death: Death) -> None:
+            over.set_result(None)
+            del self._inherited[pid]
+
+        self._inherited[pid] = name, over, ProcessWatch(self, pid, pidfd, ended)
+
+
+async def _wait_dead(pidfd: int) -> None:
+    loop = asyncio.get_running_loop()
+    dead = asyncio.Event()
+    loop.add_reader(pidfd, dead.set)
+    try:
+        await dead.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
+def _ignore(death: Death) -> None:
+    """For what nobody waits for: it is only reaped."""
 
 
 class ContainerSpawner:

@@ -64,7 +64,13 @@ class Worker:
         self.groups: dict[str, ServedGroup] = {}
         # the quota of pipe pages is one for all workers: the node's may have half of it
         budget = PipeBudget() if on_idle is None else PipeBudget(OTHER_WORKERS_PIPES_BYTES)
-        self.host = KeeperHost(keeper, pipe_budget=budget, mount_timeout_s=config.mount_timeout_s, log=log)
+        self.host = KeeperHost(
+            keeper,
+            pipe_budget=budget,
+            mount_timeout_s=config.mount_timeout_s,
+            runtime_timeout_s=config.runtime_timeout_s,
+            log=log,
+        )
         self.notes = RequestNotes(Journal("journal:requests", keeper.store, keeper.fds.get("journal:requests")))
         self._event_journal = Journal("journal:events", keeper.store, keeper.fds.get("journal:events"))
         self.event_log = EventLog()

@@ -1,0 +1,217 @@
+"""Scenarios for ``KeeperHost``, run by a real worker of a real keeper; ``test_host.py`` asks for them by name.
+
+A scenario that ends its worker (``die``) is asked for again of the next one, which finds what is in ``keeper``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dunnage.container.facts import Mount
+from dunnage.container.host import Death
+from dunnage.errors import DeadlineExceeded, Error
+from dunnage.keeper.client import Exit, Inherited, Keeper
+from dunnage.stdio import PipeBudget
+from dunnage.worker import host as host_module
+from dunnage.worker.host import KeeperHost
+
+LIMIT_S = 20.0
+
+
+class Scene:
+    """A worker with a host."""
+
+    def __init__(self, inherited: Inherited) -> None:
+        self.keeper = Keeper(inherited)
+        self.logged: list[str] = []
+        log = logging.Logger("scene")
+        handler = logging.Handler()
+        handler.emit = lambda record: self.logged.append(record.getMessage())  # type: ignore[method-assign]  # a list
+        log.addHandler(handler)
+        self.host = KeeperHost(
+            self.keeper, pipe_budget=PipeBudget(), mount_timeout_s=0.2, runtime_timeout_s=LIMIT_S, log=log
+        )
+        self.keeper.on_child = self.host.look_for_orphans
+        self.control = socket.socket(fileno=os.dup(self.keeper.fds["control"]))
+        self.control.setblocking(False)
+        self.state = Path(self.control.getsockname()).parent
+
+    async def run(self, name: str, *argv: str, deadline_s: float = LIMIT_S, fds: dict[int, int] | None = None) -> Exit:
+        return await self.host.run(
+            name, argv, env={"PATH": os.defpath}, cwd="/", fds=fds or {}, attributes=None, deadline_s=deadline_s
+        )
+
+    def is_child(self, pid: int) -> bool:
+        return os.path.exists(f"/proc/{pid}")
+
+    async def wait_reaped(self, pid: int) -> None:
+        """Nothing tells of a reaping: look again in each turn."""
+        async with asyncio.timeout(LIMIT_S):
+            while self.is_child(pid):
+                await asyncio.sleep(0.01)
+
+    async def scenario_a_call_is_seen_to_its_end(self) -> None:
+        assert await self.run("runtime:a:ps", "sh", "-c", "exit 3") == Exit(3, None)
+        assert await self.run("runtime:a:ps", "sh", "-c", "kill -9 $$") == Exit(None, 9)
+        found = await self.keeper.unclaimed(in_flight_s=600)
+        assert not found.in_flight
+        assert not found.pids
+        try:
+            await self.run("runtime:a:ps", "no-such-program")
+        except FileNotFoundError as error:
+            assert "executable file not found" in str(error)
+        else:
+            raise AssertionError("no error")
+
+    async def scenario_a_call_that_hangs_is_killed_and_reaped(self) -> None:
+        read, write = os.pipe()
+        try:
+            await self.run("runtime:a:ps", "sh", "-c", "echo $$; exec sleep 100", deadline_s=0.5, fds={1: write})
+        except TimeoutError as error:
+            pid = int(os.read(read, 100))
+            assert str(error) == f"process {pid} hangs"
+        else:
+            raise AssertionError("no deadline")
+        await self.wait_reaped(pid)
+        assert self.logged == [f"process {pid} (runtime:a:ps) is abandoned: nobody waits for it any longer"]
+
+    async def scenario_a_call_whose_caller_goes_is_killed_whenever_it_is_made(self) -> None:
+        call = asyncio.create_task(self.run("runtime:a:ps", "sleep", "100"))
+        await asyncio.sleep(0)  # asked for, and not made yet
+        call.cancel()
+        await asyncio.wait((call,))
+        assert call.cancelled()
+        async with asyncio.timeout(LIMIT_S):
+            while not self.logged:
+                await asyncio.sleep(0.01)
+        await self.wait_reaped(int(self.logged[0].split()[1]))
+
+    async def scenario_a_mount_that_fails_or_hangs_is_told(self) -> None:
+        rootfs = self.state / "rootfs"
+        rootfs.mkdir()
+        try:
+            await self.host.mount("default/c1", str(rootfs), [Mount("bind", "/nowhere", "", ("rbind",))])
+        except Error as error:
+            assert "/nowhere" in str(error)
+        else:
+            raise AssertionError("mounted")
+        host_module.UNMOUNT = "tests.worker.hosted:hang"
+        try:
+            await self.host.unmount("default/c1", str(rootfs))
+        except DeadlineExceeded as error:
+            assert str(error).startswith(f"unmounting the rootfs {rootfs} did not end within 0.2 s; process ")
+            assert str(error).endswith(" hangs")
+        else:
+            raise AssertionError("no deadline")
+
+    async def scenario_a_death_is_told_before_the_process_is_reaped(self) -> None:
+        child = await self.keeper.spawn(
+            "process:init", ["sh", "-c", "exit 7"], env={"PATH": os.defpath}, cwd="/", fds={}
+        )
+        seen: asyncio.Future[tuple[Death, bool]] = asyncio.get_running_loop().create_future()
+        before = time.time_ns()
+        watch = self.host.watch(child.pid, lambda death: seen.set_result((death, self.is_child(child.pid))))
+        death, was_there = await seen
+        assert death.status == 7
+        assert before <= death.seen_at <= time.time_ns()
+        assert was_there
+        await self.wait_reaped(child.pid)
+        try:
+            watch.signal(9)
+        except ProcessLookupError:
+            pass
+        else:
+            raise AssertionError("a signal for nobody")
+
+    async def scenario_a_death_that_nobody_can_note_is_reaped_all_the_same(self) -> None:
+        child = await self.keeper.spawn("process:init", ["true"], env={"PATH": os.defpath}, cwd="/", fds={})
+
+        def fail(death: Death) -> None:
+            raise ValueError("a mistake")
+
+        self.host.watch(child.pid, fail)
+        await self.wait_reaped(child.pid)
+
+    async def scenario_an_orphan_that_nobody_claims_is_reaped(self) -> None:
+        read, write = os.pipe()
+        await self.run("runtime:a:ps", "sh", "-c", "sh -c 'echo $$' &", fds={1: write})
+        await self.wait_reaped(int(os.read(read, 100)))
+
+    async def scenario_an_inherited_call_is_waited_for_and_reaped(self) -> None:
+        release = self.state / "release"
+        if not release.exists():
+            os.mkfifo(release)
+            for verb in ("create", "kill"):
+                await self.keeper.spawn(
+                    f"runtime:default/c1:{verb}",
+                    ["sh", "-c", f"read line < {release}; exit 1"],
+                    env={"PATH": os.defpath},
+                    cwd="/",
+                    fds={},
+                )
+            die()
+        calls = {name: pid for pid, name in self.keeper.children.items()}
+        assert sorted(calls) == ["runtime:default/c1:create", "runtime:default/c1:kill"]
+        await self.host.wait_inherited("runtime:default/c10:create")
+        await self.host.wait_inherited("runtime:default/c1:crea")
+        waiting = [asyncio.create_task(self.host.wait_inherited("runtime:default/c1:create")) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        release.write_text("")
+        await asyncio.gather(*waiting)
+        for pid in calls.values():
+            await self.wait_reaped(pid)  # also the one that nobody waited for
+        await self.host.wait_inherited("runtime:default/c1:create")
+
+    async def scenario_an_inherited_call_that_hangs_is_killed(self) -> None:
+        if not self.keeper.children:
+            await self.keeper.spawn(
+                "runtime:default/c1:create", ["sleep", "100"], env={"PATH": os.defpath}, cwd="/", fds={}
+            )
+            die()
+        (pid,) = self.keeper.children
+        self.host._runtime_timeout_s = 0.1
+        await self.host.wait_inherited("runtime:default/c1:create")
+        await self.wait_reaped(pid)
+        assert self.logged == [f"process {pid} (runtime:default/c1:create) of a former worker hangs: it is abandoned"]
+
+
+def hang(argument: Any, fds: Any) -> int:
+    signal.pause()
+    return 0
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(argument: Any, inherited: Inherited) -> int:
+    asyncio.run(_serve(inherited))
+    return 0
+
+
+async def _serve(inherited: Inherited) -> None:
+    scene = Scene(inherited)
+    loop = asyncio.get_running_loop()
+    while True:
+        connection, _ = await loop.sock_accept(scene.control)
+        with connection:
+            name = (await loop.sock_recv(connection, 4096)).decode()
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await getattr(scene, f"scenario_{name}")()
+                answer = ""
+            except Exception:  # noqa: BLE001 - the test shows it
+                answer = traceback.format_exc() + "".join(f"\nlogged: {line}" for line in scene.logged)
+            print(answer, file=sys.stderr)
+            await loop.sock_sendall(connection, json.dumps(answer).encode())
