@@ -17,6 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error
@@ -34,9 +36,10 @@ class Scene:
     def __init__(self, inherited: Inherited) -> None:
         self.keeper = Keeper(inherited)
         self.logged: list[str] = []
+        self.has_logged = asyncio.Event()
         log = logging.Logger("scene")
         handler = logging.Handler()
-        handler.emit = lambda record: self.logged.append(record.getMessage())  # type: ignore[method-assign]  # a list
+        handler.emit = self._note  # type: ignore[method-assign]  # a list
         log.addHandler(handler)
         self.host = KeeperHost(
             self.keeper, pipe_budget=PipeBudget(), mount_timeout_s=0.2, runtime_timeout_s=LIMIT_S, log=log
@@ -45,6 +48,10 @@ class Scene:
         self.control = socket.socket(fileno=os.dup(self.keeper.fds["control"]))
         self.control.setblocking(False)
         self.state = Path(self.control.getsockname()).parent
+
+    def _note(self, record: logging.LogRecord) -> None:
+        self.logged.append(record.getMessage())
+        self.has_logged.set()
 
     async def run(self, name: str, *argv: str, deadline_s: float = LIMIT_S, fds: dict[int, int] | None = None) -> Exit:
         return await self.host.run(
@@ -57,7 +64,7 @@ class Scene:
     async def wait_reaped(self, pid: int) -> None:
         """Nothing tells of a reaping: look again in each turn."""
         async with asyncio.timeout(LIMIT_S):
-            while self.is_child(pid):
+            while self.is_child(pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def scenario_a_call_is_seen_to_its_end(self) -> None:
@@ -66,22 +73,15 @@ class Scene:
         found = await self.keeper.unclaimed(in_flight_s=600)
         assert not found.in_flight
         assert not found.pids
-        try:
+        with pytest.raises(FileNotFoundError, match="executable file not found"):
             await self.run("runtime:a:ps", "no-such-program")
-        except FileNotFoundError as error:
-            assert "executable file not found" in str(error)
-        else:
-            raise AssertionError("no error")
 
     async def scenario_a_call_that_hangs_is_killed_and_reaped(self) -> None:
         read, write = os.pipe()
-        try:
+        with pytest.raises(TimeoutError) as told:
             await self.run("runtime:a:ps", "sh", "-c", "echo $$; exec sleep 100", deadline_s=0.5, fds={1: write})
-        except TimeoutError as error:
-            pid = int(os.read(read, 100))
-            assert str(error) == f"process {pid} hangs"
-        else:
-            raise AssertionError("no deadline")
+        pid = int(os.read(read, 100))
+        assert str(told.value) == f"process {pid} hangs"
         await self.wait_reaped(pid)
         assert self.logged == [f"process {pid} (runtime:a:ps) is abandoned: nobody waits for it any longer"]
 
@@ -91,28 +91,18 @@ class Scene:
         call.cancel()
         await asyncio.wait((call,))
         assert call.cancelled()
-        async with asyncio.timeout(LIMIT_S):
-            while not self.logged:
-                await asyncio.sleep(0.01)
+        await self.has_logged.wait()
         await self.wait_reaped(int(self.logged[0].split()[1]))
 
     async def scenario_a_mount_that_fails_or_hangs_is_told(self) -> None:
         rootfs = self.state / "rootfs"
         rootfs.mkdir()
-        try:
+        with pytest.raises(Error, match="/nowhere"):
             await self.host.mount("default/c1", str(rootfs), [Mount("bind", "/nowhere", "", ("rbind",))])
-        except Error as error:
-            assert "/nowhere" in str(error)
-        else:
-            raise AssertionError("mounted")
         host_module.UNMOUNT = "tests.worker.hosted:hang"
-        try:
+        hangs = f"unmounting the rootfs {rootfs} did not end within 0.2 s; process [0-9]+ hangs"
+        with pytest.raises(DeadlineExceeded, match=hangs):
             await self.host.unmount("default/c1", str(rootfs))
-        except DeadlineExceeded as error:
-            assert str(error).startswith(f"unmounting the rootfs {rootfs} did not end within 0.2 s; process ")
-            assert str(error).endswith(" hangs")
-        else:
-            raise AssertionError("no deadline")
 
     async def scenario_a_death_is_told_before_the_process_is_reaped(self) -> None:
         child = await self.keeper.spawn(
@@ -126,12 +116,8 @@ class Scene:
         assert before <= death.seen_at <= time.time_ns()
         assert was_there
         await self.wait_reaped(child.pid)
-        try:
+        with pytest.raises(ProcessLookupError):
             watch.signal(9)
-        except ProcessLookupError:
-            pass
-        else:
-            raise AssertionError("a signal for nobody")
 
     async def scenario_a_death_that_nobody_can_note_is_reaped_all_the_same(self) -> None:
         child = await self.keeper.spawn("process:init", ["true"], env={"PATH": os.defpath}, cwd="/", fds={})
