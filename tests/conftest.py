@@ -57,9 +57,7 @@ def top_cgroups() -> frozenset[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(
-    request: pytest.FixtureRequest,
-) -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test marked ``real`` fails if, 5 s after its end, anything is on the host that was not there before."""
     if request.node.get_closest_marker("real") is None:
         yield

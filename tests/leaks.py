@@ -146,6 +146,10 @@ def _files(base: Path) -> Iterator[str]:
                 continue
             if path == "/run/dunnage":
                 directories[:] = [name for name in directories if not is_another_sessions(name)]
+            if root == "/run/dunnage":
+                # directories stay, and of a keeper that ended its lock (safely removed by nobody) and its log
+                yield from (f"{path}/{name}" for name in names if name not in ("lock", "log"))
+                continue
             yield from (f"{path}/{name}" for name in names)
             yield from (f"{path}/{name}" for name in directories)
 
