@@ -23,6 +23,7 @@ ACCEPTED_SKIPS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dunnage")
     group.addoption("--no-skips", action="store_true", help="a skip whose reason is not an accepted one is a failure")
+    group.addoption("--shared-host", action="store_true", help="others run containers here too: see tests/leaks.py")
     group.addoption(
         "--shim-runtime",
         default="io.containerd.dunnage.v2",
@@ -66,8 +67,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     top = request.getfixturevalue("top_cgroups")
     base = request.getfixturevalue("tmp_path_factory").getbasetemp()
 
+    shared = request.config.getoption("shared_host")
+
     def take() -> leaks.Snapshot:
-        return leaks.Snapshot.take(session=mark, base=base, top_cgroups=top)
+        return leaks.Snapshot.take(session=mark, base=base, top_cgroups=top, shared=shared)
 
     before = take()
     yield

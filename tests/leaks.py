@@ -32,13 +32,16 @@ class Snapshot(NamedTuple):
     fds: frozenset[str]
 
     @classmethod
-    def take(cls, *, session: str, base: Path, top_cgroups: frozenset[str]) -> Snapshot:
-        """``base`` is this session's own temporary directory; ``top_cgroups`` are those of before the session."""
+    def take(cls, *, session: str, base: Path, top_cgroups: frozenset[str], shared: bool = False) -> Snapshot:
+        """``base`` is this session's own temporary directory; ``top_cgroups`` are those of before the session.
+
+        On a ``shared`` host only what is certainly this session's counts.
+        """
         return cls(
-            processes=frozenset(_processes(session)),
-            mounts=frozenset(_mounts(base)),
-            cgroups=frozenset(_cgroups(top_cgroups)),
-            files=frozenset(_files(base)),
+            processes=frozenset(_processes(session, shared=shared)),
+            mounts=frozenset(line for line in _mounts(base) if not shared or f" {base}/" in line),
+            cgroups=frozenset(() if shared else _cgroups(top_cgroups)),
+            files=frozenset(() if shared else _files(base)),
             fds=frozenset(_fds()),
         )
 
@@ -71,7 +74,7 @@ def wait_until_nothing_is_left(before: Snapshot, take: Callable[[], Snapshot], l
         return [line for line in left if not line.startswith(f"fd {mountinfo.fileno()} ")]
 
 
-def _processes(session: str) -> Iterator[str]:
+def _processes(session: str, *, shared: bool) -> Iterator[str]:
     parents: dict[int, int] = {}
     marks: dict[int, str] = {}
     shown: dict[int, str] = {}
@@ -103,7 +106,7 @@ def _processes(session: str) -> Iterator[str]:
         while ancestors[-1] > 1 and ancestors[-1] not in marks:
             ancestors.append(parents.get(ancestors[-1], 0))
         mark = marks.get(ancestors[-1])
-        if mark == session or (mark is None and not shims.isdisjoint(ancestors)):
+        if mark == session or (mark is None and not shared and not shims.isdisjoint(ancestors)):
             yield line
 
 

@@ -258,8 +258,10 @@ class Containerd:
         """Speak in another containerd namespace for a while."""
         self._namespaces.add(namespace)
         before, self.namespace = self.namespace, namespace
-        yield
-        self.namespace = before
+        try:
+            yield
+        finally:
+            self.namespace = before
 
     @contextlib.contextmanager
     def events(self) -> Iterator[Events]:
@@ -322,14 +324,15 @@ class Containerd:
         assert self._process is not None
         if self._process.poll() is not None:
             self.start()
-        left = [f"container {name}" for name in self.ctr("container", "ls", "-q").stdout.decode().split()]
-        left += [f"task {name} {pid_status}" for name, pid_status in self.tasks().items()]
-        bundles = self.bundle("x").parent
-        left += [f"bundle {entry}" for entry in (os.listdir(bundles) if bundles.is_dir() else ())]
-        left += [f"mount {target}" for target in self.mounts()]
-        left += [f"runtime state {name}" for name in _listed(f"/run/containerd/runc/{self.namespace}")]
+        left = [f"mount {target}" for target in self.mounts()]
         if self.shim.is_go:
             left += [f"shim {process}" for process in self.shims()]
+        for namespace in sorted(self._namespaces):
+            with self.in_namespace(namespace):
+                left += [f"container {name}" for name in self.ctr("container", "ls", "-q").stdout.decode().split()]
+                left += [f"task {name} {pid_status}" for name, pid_status in self.tasks().items()]
+                left += [f"bundle {name}" for name in _listed(str(self.bundle("x").parent))]
+                left += [f"runtime state {name}" for name in _listed(f"/run/containerd/runc/{namespace}")]
         return left
 
     def mounts(self) -> list[str]:
@@ -339,10 +342,12 @@ class Containerd:
         return [target for target in targets if target.startswith(f"{self.directory}/")]
 
     def _sweep(self) -> None:
-        for name in self.ctr("container", "ls", "-q", check=False).stdout.decode().split():
-            for arguments in (("task", "rm", "-f", name), ("container", "rm", name)):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.ctr(*arguments, check=False, timeout_s=15)
+        for namespace in sorted(self._namespaces):
+            with self.in_namespace(namespace):
+                for name in self.ctr("container", "ls", "-q", check=False).stdout.decode().split():
+                    for arguments in (("task", "rm", "-f", name), ("container", "rm", name)):
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            self.ctr(*arguments, check=False, timeout_s=15)
 
     def _end_shims(self) -> None:
         """Keepers first asked (SIGTERM), then everything that still carries the mark killed."""
