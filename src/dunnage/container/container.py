@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -248,7 +249,7 @@ class Container:
 
     async def restore(self, record: Record, fds: dict[str, int]) -> None:
         """Go on where the last worker stopped. ``fds``: what the store holds for ``io:<this name>``, by the rest of its
-        name. Watches what ran; an exit that was not told yet is told when its time comes."""
+        name, all its own from now on. Watches what ran; an exit that was not told yet is told when its time comes."""
         self.created_at = record["created_at"]
         self._kills_all = record["kills_all"]
         self.init.restore(record["init"])
@@ -262,6 +263,8 @@ class Container:
         started = [process for process in [self.init, *self.execs.values()] if await self._was_started(process)]
         for process in [self.init, *self.execs.values()]:
             self._take_up(process, fds)
+        for end, fd in fds.items():
+            self._let_go(f"io:{self.name}{end}", fd)  # of an exec that was just deleted
         for process in started:
             self._tell(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
             self._tell_exits(self._order.started(process.id))
@@ -357,7 +360,7 @@ class Container:
                 process.pid = pid
         except BaseException as error:
             if not _is_refusal(error):
-                self._end_stray(pid_file)
+                self._end_stray(process.id)
             process.release_waiters()
             self._tell_exits(self._order.start_failed(process.id))
             raise
@@ -444,13 +447,14 @@ class Container:
         except Error as error:
             self.log.error("failed to delete a container that was created in vain: %s", error)
 
-    def _end_stray(self, pid_file: str) -> None:
+    def _end_stray(self, exec_id: str) -> None:
         """A start was given up whose process may be there all the same: nobody would ever know it."""
         try:
-            pid = _read_pid(pid_file, "no process was made")
+            pid = _read_pid(self.bundle.exec_pid_path(exec_id), "no process was made")
             self._host.watch(pid, lambda death: None).signal(KILL)
         except (Error, ProcessLookupError):
             pass  # nothing was made, or it has ended
+        self.bundle.remove(f"{exec_id}.pid")
 
     def _died(self, process: Process, death: Death) -> None:
         """A process was seen dead. When this returns, its end is in the record."""
@@ -509,8 +513,12 @@ class Container:
 
     def _take_up(self, process: Process, fds: dict[str, int]) -> None:
         prefix = f"/{process.id}:" if process.id else ":"
-        mine = {end[len(prefix) :]: fd for end, fd in fds.items() if end.startswith(prefix)}
-        if mine:
+        mine = {end[len(prefix) :]: fds.pop(end) for end in list(fds) if end.startswith(prefix)}
+        if not process.pid:
+            # it never ran, and what it would have been given is gone with the last worker
+            for end, fd in mine.items():
+                self._let_go(f"{_io_name(self, process)}:{end}", fd)
+        elif mine:
             process.stdio = stdio.ProcessIO.recover(
                 self._plan(process.io),
                 mine,
@@ -518,7 +526,7 @@ class Container:
                 name=_io_name(self, process),
                 log=self.log,
                 budget=self._host.pipe_budget,
-                started=process.pid != 0,
+                started=True,
             )
             if process.has_exited:
                 process.stdio.exited()
@@ -531,6 +539,10 @@ class Container:
             except ProcessLookupError:
                 self.log.error("process %d ended and its exit status is not known", process.pid)
                 self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
+
+    def _let_go(self, name: str, fd: int) -> None:
+        self._host.keep.release(name)
+        os.close(fd)
 
     def _plan(self, io: IO) -> stdio.Plan:
         options = self.options

@@ -1,4 +1,4 @@
-"""The containers that share one address, a pod's or just one: who is there and who is still to come. Pure.
+"""The containers that share one address, a pod's or just one: who is there and who is still to come.
 
 A ``start`` announces a container, its Create takes the announcement up, its Delete ends it. A group that has neither
 containers nor announcements may close (shim v2, §1.10: Shutdown is called after every container of a group).
@@ -6,10 +6,11 @@ containers nor announcements may close (shim v2, §1.10: Shutdown is called afte
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from dunnage.container.container import Container
-from dunnage.errors import AlreadyExists, NotFound
+from dunnage.errors import AlreadyExists, NotFound, Unavailable
 
 
 class Group:
@@ -20,8 +21,9 @@ class Group:
         self.id = group_id
         self.address = address
         self.containers: dict[str, Container] = {}
-        self._creating: set[str] = set()
+        self._creating: dict[str, asyncio.Event] = {}
         self._announced: dict[str, float] = {}
+        self._closed = False
 
     def container(self, container_id: str) -> Container:
         """Raises NotFound in the words containerd's clients know."""
@@ -51,13 +53,26 @@ class Group:
 
     def begin_create(self, container_id: str) -> None:
         """Take up an announcement. Raises AlreadyExists for an id that is here or is being created."""
+        if self._closed:
+            raise Unavailable(f"group {self.id} has ended")
         if container_id in self.containers or container_id in self._creating:
             raise AlreadyExists(f"container {container_id}")
-        self._creating.add(container_id)
+        self._creating[container_id] = asyncio.Event()
         self.withdraw(container_id)
 
     def end_create(self, container_id: str, container: Container | None) -> None:
         """The Create is over; None: it failed."""
-        self._creating.discard(container_id)
         if container is not None:
             self.containers[container_id] = container
+        over = self._creating.pop(container_id, None)
+        if over is not None:
+            over.set()
+
+    async def wait_created(self, container_id: str) -> None:
+        """Wait until nobody creates this id any more, if somebody does."""
+        while container_id in self._creating:
+            await self._creating[container_id].wait()
+
+    def close(self) -> None:
+        """The group is empty and leaves its address: nothing is created in it any more."""
+        self._closed = True

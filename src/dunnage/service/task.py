@@ -126,6 +126,8 @@ class TaskService:
         return task_pb2.StartResponse(pid=await self._group.container(request.id).start(request.exec_id))
 
     async def delete(self, request: task_pb2.DeleteRequest, call: Call) -> task_pb2.DeleteResponse:
+        # a client that has given its Create up comes with this next: what it asks for is an end of what was begun
+        await self._group.wait_created(request.id)
         container = self._group.container(request.id)
         ended = await container.delete(request.exec_id)
         if not request.exec_id:

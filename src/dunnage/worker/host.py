@@ -48,6 +48,7 @@ class ProcessWatch:
 
     def __init__(self, host: KeeperHost, pid: int, pidfd: int, on_death: Callable[[Death], None]) -> None:
         self.pid = pid
+        host.watched.add(pid)
         self._host = host
         self._pidfd = pidfd
         self._on_death: Callable[[Death], None] | None = on_death
@@ -107,6 +108,7 @@ class KeeperHost:
         self._sweep: asyncio.TimerHandle | None = None
         self._suspects: frozenset[int] = frozenset()
         self._made = -1
+        self.watched: set[int] = set()
         self._inherited: dict[int, tuple[str, asyncio.Future[None], ProcessWatch]] = {}
         for pid, name in keeper.children.items():
             if not name.startswith(_PROCESS):
@@ -164,8 +166,15 @@ class KeeperHost:
                 except ProcessLookupError:
                     pass  # it ended just now
 
+    def adopt_the_rest(self) -> None:
+        """Every container of a former worker is watched: reap its other processes too, when they have ended."""
+        for pid, name in self.keeper.children.items():
+            if pid not in self.watched:
+                self._see_to_its_end(pid, name)
+
     def reap(self, pid: int) -> None:
         """Its end is written down: let the pid go."""
+        self.watched.discard(pid)
         try:
             self.keeper.reap(pid)
         except Unavailable:
@@ -257,7 +266,8 @@ class KeeperHost:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            return  # reaped while this worker was being made
+            self.reap(pid)  # it was reaped while this worker was being made; the keeper forgets its name
+            return
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def ended(death: Death) -> None:

@@ -130,6 +130,7 @@ class Launches:
             _write_address(request.cwd, served.group.address)
         except OSError:
             served.group.withdraw(flags.id)
+            served.take_launch(flags.id)
             self._worker.close_if_empty(served)
             raise
         return served.group.address
@@ -144,6 +145,7 @@ class Launches:
         except Error:
             return Ended(0, KILLED_STATUS, time.time_ns())
         try:
+            await self._worker.wait_created(flags.namespace, flags.id)
             ended = self._worker.cleaned(bundle.identity)
             if ended is not None:
                 return ended
@@ -156,6 +158,7 @@ class Launches:
             served = self._served_by(flags, request)
             if served is not None:
                 served.group.withdraw(flags.id)
+                served.take_launch(flags.id)
                 self._worker.close_if_empty(served)
 
     async def _destroy(self, served: ServedGroup, container: Container) -> Ended:

@@ -6,37 +6,60 @@ Names in the store: ``group:NS/GROUP`` and ``listener:NS/GROUP`` (and ``…#n``,
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dunnage.container.bundle import Bundle, Record
 from dunnage.container.container import Container, Options
 from dunnage.container.facts import IO, Mount
-from dunnage.worker.notes import Unanswered
+from dunnage.errors import Error
 from dunnage.worker.served import Launch, ServedGroup, group_name, read_about
 from dunnage.worker.worker import Worker
 
+PATIENCE_S = 0.5
+
 
 async def recover(worker: Worker, *, log: logging.Logger) -> None:
-    """Rebuild groups and containers, then serve their connections, with what was not answered first."""
-    unanswered = worker.notes.unanswered()
+    """Rebuild groups and containers, then serve their connections, with what was not answered first.
+
+    A group whose containers need longer than ``PATIENCE_S`` keeps its own clients waiting, and nobody else.
+    """
     fds = dict(worker.keeper.fds)
     for name, fd in fds.items():
         if name.startswith("group:"):
             _take_up_group(worker, fd)
     worker.recover_events()
     for name, fd in fds.items():
-        if name.startswith("bundle:"):
-            await _take_up_container(worker, name.removeprefix("bundle:"), fd, fds, log)
+        if name.startswith("listener:"):
+            _take_up_listener(worker, name, fd)
+    _take_up_connections(worker, fds)
+    found: dict[str, list[_Found]] = {name: [] for name in worker.groups}
     for name, fd in fds.items():
-        if name.startswith("listener:") and "#" in name:
-            _take_up_connection(worker, name, fd, unanswered.get(name), log)
-    for served in list(worker.groups.values()):
-        worker.close_if_empty(served)
+        if name.startswith("bundle:"):
+            container = _find(worker, name.removeprefix("bundle:"), fd, fds, log)
+            if container is not None:
+                found[container.served.name].append(container)
+    done = worker.in_background(_finish(worker, found, log))
+    await asyncio.wait((done,), timeout=PATIENCE_S)
+
+
+class _Found(NamedTuple):
+    """A container of the last worker: where it belongs, its bundle and what the store holds of its stdio."""
+
+    served: ServedGroup
+    container_id: str
+    bundle: Bundle
+    record: Record | None
+    launch: Launch
+    ends: Mapping[str, int]
 
 
 def _take_up_group(worker: Worker, fd: int) -> None:
     about = read_about(fd)
+    os.close(fd)
     served = worker.make_group(
         about["namespace"],
         about["id"],
@@ -45,71 +68,124 @@ def _take_up_group(worker: Worker, fd: int) -> None:
         containerd_address=about["containerd_address"],
         ttrpc_address=about["ttrpc_address"],
     )
+    served.hold()
     for container_id, launch in about["launches"].items():
         worker.announce(served, container_id, Launch.from_json(launch))
 
 
-async def _take_up_container(worker: Worker, name: str, fd: int, fds: dict[str, int], log: logging.Logger) -> None:
+def _take_up_listener(worker: Worker, name: str, fd: int) -> None:
+    """The keeper goes on accepting, or begins to, where the last worker did not come to ask it."""
+    if "#" in name:
+        return
+    os.close(fd)
+    if name.removeprefix("listener:") in worker.groups:
+        worker.keeper.accept_on(name)
+    else:
+        worker.keeper.release(name)  # its group was not written down, or is gone: whoever connects there hears so
+
+
+def _take_up_connections(worker: Worker, fds: Mapping[str, int]) -> None:
+    unanswered = worker.notes.unanswered()
+    for name, fd in fds.items():
+        if not name.startswith("listener:") or "#" not in name:
+            continue
+        served = worker.groups.get(name.removeprefix("listener:").rpartition("#")[0])
+        if served is not None:
+            served.attach(name, fd, unanswered.pop(name, None))
+        else:
+            worker.keeper.release(name)
+            os.close(fd)
+    for name in unanswered:
+        worker.notes.disconnected(name)  # nobody is there to hear an answer
+
+
+def _find(worker: Worker, name: str, fd: int, fds: Mapping[str, int], log: logging.Logger) -> _Found | None:
+    """None for what is no container any more, or cannot be read: then it is left as it is, and named."""
     namespace, _, container_id = name.partition("/")
     bundle = Bundle(_path_of(fd), fd)
-    launched = bundle.read_launch()
-    record = bundle.read_record()
-    served = worker.groups.get(group_name(namespace, launched["group"])) if launched else None
-    if launched is None or served is None:
-        log.error("container %s is not known any more: its bundle %s is let go", name, bundle.path)
-        worker.keeper.release(f"bundle:{name}")
+    try:
+        launch, record = bundle.read_launch(), bundle.read_record()
+        served = worker.groups.get(group_name(namespace, launch["group"])) if launch else None
+        if launch is not None and served is not None:
+            ends = _ends(f"io:{name}", fds)
+            found = _Found(served, container_id, bundle, record, Launch.from_json(launch), ends)
+            served.group.begin_create(container_id)
+            return found
+    except (Error, LookupError, TypeError, ValueError) as error:
+        log.error("container %s cannot be taken up: %s", name, error, exc_info=error)
         bundle.close()
-        return
-    container = _restored(worker, served, container_id, bundle, record or {}, Launch.from_json(launched))
-    if record is None or not record["init"]["pid"]:
-        await _undo_create(worker, container, fds)
-        return
-    served.group.end_create(container_id, container)
-    served.group.withdraw(container_id)
-    await container.restore(record, _ends(f"io:{name}", fds))
+        return None
+    # it was deleted, and the last worker had no time to let go of it
+    for end, end_fd in _ends(f"io:{name}", fds).items():
+        worker.keeper.release(f"io:{name}{end}")
+        os.close(end_fd)
+    worker.keeper.release(f"bundle:{name}")
+    bundle.close()
+    return None
 
 
-def _restored(
-    worker: Worker, served: ServedGroup, container_id: str, bundle: Bundle, record: Record, launch: Launch
-) -> Container:
+async def _finish(worker: Worker, found: Mapping[str, Sequence[_Found]], log: logging.Logger) -> None:
+    groups = [_finish_group(worker, worker.groups[name], containers, log) for name, containers in found.items()]
+    if all(await asyncio.gather(*groups)):
+        worker.host.adopt_the_rest()
+
+
+async def _finish_group(worker: Worker, served: ServedGroup, found: Sequence[_Found], log: logging.Logger) -> bool:
+    taken_up = await asyncio.gather(*(_take_up_container(worker, container, log) for container in found))
+    served.serve()
+    # whoever asks again for something that is gone is answered first
+    asyncio.get_running_loop().call_later(PATIENCE_S, worker.close_if_empty, served)
+    return all(taken_up)
+
+
+async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger) -> bool:
+    """False where it is left as it is."""
+    taken_up = None
+    try:
+        container = _restored(worker, found)
+        if found.record is None or not found.record["init"]["pid"]:
+            await _undo_create(worker, container, found.ends)
+            worker.announce(found.served, found.container_id, found.launch)
+        else:
+            await container.restore(found.record, dict(found.ends))
+            taken_up = container
+    except Exception as error:
+        log.error("container %s cannot be taken up: %s", found.container_id, error, exc_info=error)
+        return False
+    finally:
+        found.served.group.end_create(found.container_id, taken_up)
+    return True
+
+
+def _restored(worker: Worker, found: _Found) -> Container:
+    record, bundle = found.record or {}, found.bundle
     bundle.path = record.get("bundle", bundle.path)
     io = IO(*record["init"]["io"]) if "init" in record else IO()
     rootfs = tuple(Mount(m[0], m[1], m[2], tuple(m[3])) for m in record.get("rootfs", ()))
     return worker.container_value(
-        served,
-        container_id,
+        found.served,
+        found.container_id,
         bundle,
         io=io,
         rootfs=rootfs,
         options=Options(**record.get("options", {})),
-        launch=launch,
+        launch=found.launch,
     )
 
 
-async def _undo_create(worker: Worker, container: Container, fds: dict[str, int]) -> None:
+async def _undo_create(worker: Worker, container: Container, ends: Mapping[str, int]) -> None:
     """A Create that the last worker did not finish: undo it; its client's request is served anew."""
-    await worker.host.wait_inherited(f"runtime:{container.name}:create")
-    await worker.host.wait_inherited(f"mount:{container.name}")
-    for end in fds:
-        if end.startswith(f"io:{container.name}:"):
-            worker.keeper.release(end)
+    name = container.name
+    for call in (f"mount:{name}", f"unmount:{name}", f"runtime:{name}:create", f"runtime:{name}:delete"):
+        await worker.host.wait_inherited(call)
+    for end, fd in ends.items():
+        worker.keeper.release(f"io:{container.name}{end}")
+        os.close(fd)
     await container.undo_create()
     container.close()
 
 
-def _take_up_connection(worker: Worker, name: str, fd: int, unanswered: Unanswered | None, log: logging.Logger) -> None:
-    served = worker.groups.get(name.removeprefix("listener:").rpartition("#")[0])
-    if served is None:
-        worker.keeper.release(name)
-        return
-    try:
-        served.attach(name, fd, unanswered)
-    except (OSError, ValueError) as error:
-        log.error("connection %s cannot be taken up: %s", name, error)
-        worker.keeper.release(name)
-
-
-def _ends(prefix: str, fds: dict[str, int]) -> dict[str, int]:
+def _ends(prefix: str, fds: Mapping[str, int]) -> dict[str, int]:
     """The descriptors of one container's stdio, by the rest of their names."""
     return {name.removeprefix(prefix): fd for name, fd in fds.items() if name.startswith((f"{prefix}:", f"{prefix}/"))}
 

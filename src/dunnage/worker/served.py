@@ -26,7 +26,6 @@ from dunnage.worker.notes import Unanswered
 SOCKET_DIRECTORY = "/run/containerd/s"  # fixed in every containerd up to 2.2 (shim v2, §1.5.4)
 BACKLOG = 4096
 _PATH_BYTES = 106
-_REUSE_TIMEOUT_S = 0.1
 
 
 class Launch(NamedTuple):
@@ -74,7 +73,7 @@ def listen(path: str) -> socket.socket | None:
 
 
 class ServedGroup:
-    """One group, served. ``close`` ends it; until then it is announced to the keeper."""
+    """One group, served. ``leave``, then ``close`` end it; until then it is announced to the keeper."""
 
     def __init__(
         self,
@@ -95,6 +94,7 @@ class ServedGroup:
         self.containerd_address = containerd_address
         self.ttrpc_address = ttrpc_address
         self._keeper = keeper
+        self._held: list[tuple[str, int, Unanswered | None]] | None = None
 
     @property
     def name(self) -> str:
@@ -109,6 +109,14 @@ class ServedGroup:
         self._keeper.store(f"listener:{self.name}", listener.fileno())
         self.remember()
         self._keeper.accept_on(f"listener:{self.name}")
+
+    def take_launch(self, container_id: str) -> Launch:
+        """What the ``start`` of this container handed down, else that of the group's first; no Create is awaited."""
+        launch = self.launches.pop(container_id, None)
+        if launch is None:
+            return self.launch
+        self.remember()
+        return launch
 
     def remember(self) -> None:
         """Write down who this group is, and which launches still wait for their Create."""
@@ -130,18 +138,35 @@ class ServedGroup:
 
     def attach(self, connection: str, fd: int, unanswered: Unanswered | None = None) -> None:
         """Serve a connection that the keeper accepted; with what a former worker has not answered."""
+        if self._held is not None:
+            self._held.append((connection, fd, unanswered))
+            return
         before = unanswered or Unanswered()
-        self.server.attach(
-            socket.socket(fileno=fd),
-            connection,
-            replay=before.frames,
-            last_stream_id=before.last_stream_id,
-            partial=before.partial,
-        )
+        try:
+            self.server.attach(
+                socket.socket(fileno=fd),
+                connection,
+                replay=before.frames,
+                last_stream_id=before.last_stream_id,
+                partial=before.partial,
+            )
+        except (OSError, ValueError) as error:
+            self.server.log.error("connection %s cannot be served: %s", connection, error)
+            self._keeper.release(connection)
 
-    async def close(self) -> None:
-        """Take the address away, then the connections. What is asked of the keeper is asked before anything is awaited,
-        so that a new group of the same name may come at once."""
+    def hold(self) -> None:
+        """Let connections wait for ``serve``: what is asked there needs containers that are still being taken up."""
+        self._held = []
+
+    def serve(self) -> None:
+        """Serve the connections that wait, and each one to come at once."""
+        held, self._held = self._held or [], None
+        for connection, fd, unanswered in held:
+            self.attach(connection, fd, unanswered)
+
+    def leave(self) -> None:
+        """Take the address away, so that a new group of the same name may come at once."""
+        self.group.close()
         try:
             os.unlink(self.path)
         except FileNotFoundError:
@@ -149,6 +174,10 @@ class ServedGroup:
         self._keeper.stop_accepting(f"listener:{self.name}")
         self._keeper.release(f"listener:{self.name}")
         self._keeper.release(f"group:{self.name}")
+
+    async def close(self) -> None:
+        """End the connections, after ``leave``."""
+        self.serve()
         await self.server.close()
 
 
@@ -163,10 +192,11 @@ def read_about(fd: int) -> dict[str, Any]:
 
 
 def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_REUSE_TIMEOUT_S)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True  # its backlog is full
         except OSError:
             return False
     return True

@@ -33,7 +33,7 @@ from dunnage.worker.event_log import EventLog
 from dunnage.worker.host import ContainerSpawner, KeeperHost
 from dunnage.worker.journal import Journal
 from dunnage.worker.notes import RequestNotes
-from dunnage.worker.served import Launch, ServedGroup, group_name
+from dunnage.worker.served import Launch, ServedGroup
 
 REMEMBER_S = 60.0
 REMEMBERED = 10_000
@@ -91,12 +91,13 @@ class Worker:
         ttrpc_address: str,
     ) -> ServedGroup:
         """A group that is not announced to the keeper yet (``ServedGroup.open``), or was before."""
+        served: ServedGroup  # made below: the service is its part, and speaks to it
         group = Group(namespace, group_id, address)
         service = TaskService(
             group,
-            make_container=self._make_container,
-            on_deleted=self._on_deleted,
-            on_shutdown=self._on_shutdown,
+            make_container=lambda *asked: self._make_container(served, *asked),
+            on_deleted=lambda _, container: self.forget(served, container),
+            on_shutdown=lambda _: self._on_shutdown(served),
             log=self.log,
         )
         methods = service.methods()
@@ -131,7 +132,8 @@ class Worker:
         if not served.group.is_empty or self.groups.get(served.name) is not served:
             return
         del self.groups[served.name]
-        self._in_background(self._close(served))
+        served.leave()
+        self.in_background(self._close(served))
 
     def publisher(self, namespace: str, ttrpc_address: str) -> Publisher:
         """The one publisher of a namespace of a containerd: it alone keeps their events in order."""
@@ -148,7 +150,7 @@ class Worker:
         for label, records in self._event_journal.live_by_label().items():
             namespace, _, ttrpc_address = label.partition(" ")
             self.publisher(namespace, ttrpc_address).recover(records)
-            self._in_background(self._release_publisher((namespace, ttrpc_address)))
+            self.in_background(self._release_publisher((namespace, ttrpc_address)))
 
     def consider_idling(self) -> None:
         """When nothing is left here, the node's worker tells the keeper, and after a while both end; another worker
@@ -167,6 +169,12 @@ class Worker:
             if served.group.namespace == namespace and container_id in served.group.containers:
                 return served, served.group.containers[container_id]
         return None
+
+    async def wait_created(self, namespace: str, container_id: str) -> None:
+        """Wait for the end of a Create of this container, if there is one under way."""
+        for served in list(self.groups.values()):
+            if served.group.namespace == namespace:
+                await served.group.wait_created(container_id)
 
     def container_value(
         self, served: ServedGroup, container_id: str, bundle: Bundle, *, io: IO, rootfs: tuple[Mount, ...],
@@ -205,7 +213,10 @@ class Worker:
         )
 
     def forget(self, served: ServedGroup, container: Container) -> None:
-        """A container is gone: remember its bundle for the ``delete`` that follows, and give back what it held."""
+        """A container is gone: remember its bundle for the ``delete`` that follows, and give back what it held.
+        Idempotent."""
+        if served.group.containers.get(container.id) is not container:
+            return
         now = asyncio.get_running_loop().time()
         while self._cleaned and next(iter(self._cleaned.values())).at < now - REMEMBER_S:
             self._cleaned.popitem(last=False)
@@ -225,11 +236,18 @@ class Worker:
     # Called by the services
 
     def _make_container(
-        self, group: Group, container_id: str, path: str, io: IO, rootfs: tuple[Mount, ...], options: Options
+        self,
+        served: ServedGroup,
+        group: Group,
+        container_id: str,
+        path: str,
+        io: IO,
+        rootfs: tuple[Mount, ...],
+        options: Options,
     ) -> Container:
-        served = self.groups[group_name(group.namespace, group.id)]
         bundle = Bundle.open(path)
-        launch = served.launches.pop(container_id, served.launch)
+        self._cleaned.pop(bundle.identity, None)  # the inode of a bundle that was removed serves again
+        launch = served.take_launch(container_id)
         try:
             bundle.write_launch({"group": group.id, **launch.to_json()})
         except OSError as error:
@@ -240,14 +258,9 @@ class Worker:
             served, container_id, bundle, io=io, rootfs=rootfs, options=options, launch=launch
         )  # fmt: skip
 
-    def _on_deleted(self, group: Group, container: Container) -> None:
-        self.forget(self.groups[group_name(group.namespace, group.id)], container)
-
-    def _on_shutdown(self, group: Group) -> None:
-        served = self.groups.get(group_name(group.namespace, group.id))
-        if served is not None:
-            # the answer to the Shutdown leaves first: it is sent before the loop's next turn
-            asyncio.get_running_loop().call_soon(self.close_if_empty, served)
+    def _on_shutdown(self, served: ServedGroup) -> None:
+        # the answer to the Shutdown leaves first: it is sent before the loop's next turn
+        asyncio.get_running_loop().call_soon(self.close_if_empty, served)
 
     def _translate(self, error: BaseException) -> RpcError:
         if not isinstance(error, Error):
@@ -256,7 +269,7 @@ class Worker:
 
     def _expire(self, served: ServedGroup) -> None:
         for container_id in served.group.expire(asyncio.get_running_loop().time()):
-            served.launches.pop(container_id, None)
+            served.take_launch(container_id)
             self.log.warning("no create came for container %s: its start is dropped", container_id)
         self.close_if_empty(served)
 
@@ -283,7 +296,8 @@ class Worker:
         used = any((served.group.namespace, served.ttrpc_address) == key for served in self.groups.values())
         return self._publishers.get(key) is publisher and not used
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
