@@ -192,12 +192,11 @@ def test_names_may_be_as_long_as_containerd_lets_them(containerd: Containerd) ->
 
 
 def test_a_state_directory_that_cannot_be_written_is_named(
-    tmp_path: Path, image_tar: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    image_tar: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> None:
     if request.config.getoption("shim_runtime") == GO_SHIM:
         pytest.skip("about dunnage alone")
-    state, launchers = tmp_path / "ro", tmp_path_factory.mktemp("bin")
-    state.mkdir()
+    state, launchers = tmp_path_factory.mktemp("ro"), tmp_path_factory.mktemp("bin")
     write_launchers(launchers, state_root=f"{state}/dunnage")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", state], check=True)
     try:
