@@ -32,6 +32,12 @@ class Numbered(Protocol):
     def envelope(self) -> forward_pb2.Envelope: ...
 
 
+class AskOthers(Protocol):
+    """Asks the node service of every worker beside this one; who does not answer is left out."""
+
+    def __call__(self, method: str, request: Message, response_class: type[M], /) -> Awaitable[Sequence[M]]: ...
+
+
 class NodeService:
     """``status`` answers what is always true of this worker; ``containers`` lists what it serves now; ``others`` asks
     the workers beside it the same."""
@@ -42,7 +48,7 @@ class NodeService:
         status: Callable[[], node_pb2.StatusResponse],
         containers: Callable[[], Iterable[Served]],
         events_after: Callable[[int, float], Awaitable[Iterable[Numbered]]],
-        others: Callable[[str, Message, type[M]], Awaitable[Sequence[M]]],
+        others: AskOthers,
     ) -> None:
         self._status = status
         self._containers = containers
