@@ -48,8 +48,8 @@ class Unclaimed(NamedTuple):
 class Keeper:
     """Made inside the running loop; notices come no sooner than the caller's next await, so set the callbacks first.
 
-    Requests go out in the order of the calls, also those that await no answer. After ``on_closed`` every request raises
-    `errors.Unavailable`.
+    Requests go out in the order of the calls, also those that await no answer. After ``on_closed`` those that await one
+    raise `errors.Unavailable`, and the others do nothing.
     """
 
     def __init__(self, inherited: Inherited) -> None:
@@ -172,6 +172,8 @@ class Keeper:
     async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
         if len(fds) > messages.MAX_FDS:
             raise errors.ResourceExhausted(f"{len(fds)} fds in one request, at most {messages.MAX_FDS} are possible")
+        if self._closed:
+            raise errors.Unavailable("the keeper is gone")
         self._calls += 1
         call = self._calls
         answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
@@ -184,7 +186,7 @@ class Keeper:
 
     def _say(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         if self._closed:
-            raise errors.Unavailable("the keeper is gone")
+            return  # what it kept went with it
         if not self._outgoing:
             try:
                 messages.send(self._sock, message, fds)

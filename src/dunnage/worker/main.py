@@ -15,13 +15,14 @@ from dunnage import config, log
 from dunnage.api import node_pb2
 from dunnage.errors import Error, InvalidArgument
 from dunnage.keeper.client import Inherited, Keeper
+from dunnage.linux.attributes import oom_score_adj_of, set_oom_score_adj
 from dunnage.service import messages
 from dunnage.service.codes import translate
 from dunnage.service.node import SERVICE, NodeService, Served
 from dunnage.ttrpc.server import Server
 from dunnage.worker.control import ControlServer
 from dunnage.worker.groups import OtherWorkers, join_cgroup
-from dunnage.worker.launches import Launches
+from dunnage.worker.launches import OOM_SCORE_LIMIT, Launches
 from dunnage.worker.recovery import recover
 from dunnage.worker.worker import Worker
 
@@ -40,6 +41,7 @@ def main(argument: Any, inherited: Inherited) -> int:
         logger.error("the defaults are used: %s", error)
         settings = config.Config()
     log.log_to_stderr(settings.log_level)
+    _give_way_to_containerd()
     asyncio.run(_serve(argument, inherited, settings, logger))
     return 0
 
@@ -58,19 +60,46 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
     if is_node:
         keeper.on_child = worker.host.look_for_orphans
-    keeper.on_closed = lambda: _keeper_gone(worker, over, logger)
+    gone = asyncio.Event()
+    keeper.on_closed = lambda: _keeper_gone(worker, gone, over, logger)
     await recover(worker, log=logger)
     others = OtherWorkers(keeper, state=state, log=logger) if is_node else None
     node = _open_node(worker, others, os.path.join(state, "node") if is_node else f"{control_path}.node")
+    node_file = os.stat(node.getsockname())
     launches = Launches(worker, others=others, failure=failure, log=logger)
     launchers = ControlServer(control, launches.answer, logger)
     worker.consider_idling()
+    leaving = loop.create_task(_leave_launchers(gone, launchers))
     await over.wait()
+    leaving.cancel()
     if not is_node:
         os.unlink(control_path)  # who asks now finds nobody, and has the node's worker make another
-    os.unlink(node.getsockname())
+    _unlink(node.getsockname(), node_file)
     launchers.close()
     node.close()
+
+
+def _give_way_to_containerd() -> None:
+    """An OOM score one above the launcher's, which is containerd's, as every shim has it (shim v2, §1.5.11)."""
+    try:
+        set_oom_score_adj(min(oom_score_adj_of(os.getpid()) + 1, OOM_SCORE_LIMIT))
+    except OSError:
+        pass  # a user namespace whose limit is reached
+
+
+async def _leave_launchers(gone: asyncio.Event, launchers: ControlServer) -> None:
+    """A worker without a keeper makes no more containers: who asks now finds nobody, and starts a keeper."""
+    await gone.wait()
+    launchers.close()
+
+
+def _unlink(path: str, made: os.stat_result) -> None:
+    """Remove a socket's file, unless the worker of a later keeper has replaced it."""
+    try:
+        if os.path.samestat(os.stat(path), made):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody cleaned up
 
 
 def _join(cgroup: str, logger: logging.Logger) -> str:
@@ -85,10 +114,12 @@ def _join(cgroup: str, logger: logging.Logger) -> str:
     return ""
 
 
-def _keeper_gone(worker: Worker, over: asyncio.Event, logger: logging.Logger) -> None:
+def _keeper_gone(worker: Worker, gone: asyncio.Event, over: asyncio.Event, logger: logging.Logger) -> None:
     """The keeper has ended. It does so when nothing is left here; otherwise the containers need this worker still."""
+    gone.set()
     if worker.groups:
         logger.error("the keeper %d is gone; %d groups are served on", worker.keeper.keeper_pid, len(worker.groups))
+        worker.end_alone(over.set)
     else:
         over.set()
 
