@@ -50,7 +50,7 @@ def test_a_used_bundle_directory_does_not_make_a_container_one_that_is_gone(
 
 def test_delete_gives_the_real_status_of_a_container_that_has_exited(containerd: Containerd, tmp_path: Path) -> None:
     rootfs = busybox_rootfs(tmp_path / "root")
-    spec = {**SPEC, "process": {**PROCESS, "args": ["/bin/sh", "-c", "exit 7"]}}
+    spec: dict[str, object] = {**SPEC, "process": {**PROCESS, "args": ["/bin/sh", "-c", "exit 7"]}}
     with Bundle(containerd, "exited", spec=spec) as bundle, bundle.connect() as connection:
         create(bundle, connection, rootfs)
         ended = task_pb2.WaitResponse.FromString(connection.call("Wait", task_pb2.WaitRequest(id=bundle.id)).payload)

@@ -162,6 +162,11 @@ class Worker:
         else:
             asyncio.get_running_loop().call_later(_LAST_DELETE_S, self._end_if_idle, self._on_idle)
 
+    def end_alone(self, end: Callable[[], None]) -> None:
+        """There is no keeper any more to end this worker: it ends by itself when nothing is left here."""
+        self._on_idle = end
+        self.consider_idling()
+
     # Containers
 
     def find(self, namespace: str, container_id: str) -> tuple[ServedGroup, Container] | None:
