@@ -172,3 +172,11 @@ def test_a_write_that_fails_leaves_nothing_of_it(bundle: Bundle, tmp_path: Path)
         bundle.write_options({}, "\udcff")
     assert sorted(os.listdir(tmp_path)) == ["dunnage.json", "options.json"]
     assert bundle.read_record() == {"version": 1, "id": "c1"}
+
+
+def test_what_a_dead_worker_was_writing_is_removed(bundle: Bundle, tmp_path: Path) -> None:
+    mine = ["config.json", "e1.pid", "process.json", "processes.json", "log.json", ".hidden"]
+    for name in [*mine, "processab12_x9z.json", ".dunnage.json.new", ".options.json.new"]:
+        (tmp_path / name).touch()
+    bundle.remove_unfinished()
+    assert sorted(os.listdir(tmp_path)) == sorted(mine)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from dunnage.errors import Error, FailedPrecondition, InvalidArgument
 RECORD = "dunnage.json"
 LAUNCH = "dunnage-launch.json"
 RECORD_VERSION = 1
+
+_UNFINISHED = re.compile(r"process[a-z0-9_]{8}\.json|\..+\.new")
 
 Record = dict[str, Any]
 """What ``dunnage.json`` holds: JSON values only; ``container.Container.record`` says which."""
@@ -119,6 +122,18 @@ class Bundle:
         """Remove what only a living container needs."""
         for name in (RECORD, f".{RECORD}.new", LAUNCH, f".{LAUNCH}.new"):
             self.remove(name)
+
+    def remove_unfinished(self) -> None:
+        """Remove what a worker that died in the middle of a write or of an exec has left; no call of it may be under
+        way any more. An exec's file (``runtime.client``) holds its environment."""
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.directory)
+        try:
+            names = os.listdir(directory)
+        finally:
+            os.close(directory)
+        for name in names:
+            if _UNFINISHED.fullmatch(name):
+                self.remove(name)
 
     def remove(self, name: str) -> None:
         if self.directory < 0:

@@ -263,6 +263,7 @@ class Container:
         started = [process for process in [self.init, *self.execs.values()] if await self._was_started(process)]
         for process in [self.init, *self.execs.values()]:
             self._take_up(process, fds)
+        self.bundle.remove_unfinished()
         for end, fd in fds.items():
             self._let_go(f"io:{self.name}{end}", fd)  # of an exec that was just deleted
         for process in started:
