@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import pytest
 
 from dunnage.container.container import Container
 from dunnage.container.group import Group
-from dunnage.errors import AlreadyExists, NotFound
+from dunnage.errors import AlreadyExists, NotFound, Unavailable
 
 CONTAINER = cast(Container, object())  # a group only keeps it
 
@@ -78,3 +79,24 @@ def test_a_second_start_renews_the_announcement(group: Group) -> None:
     group.announce("c1", 20)
     assert list(group.expire(15)) == []
     assert list(group.expire(20)) == ["c1"]
+
+
+def test_a_create_can_be_waited_for(group: Group) -> None:
+    async def scenario() -> None:
+        await group.wait_created("c1")
+        group.begin_create("c1")
+        waiting = asyncio.create_task(group.wait_created("c1"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        group.end_create("c1", CONTAINER)
+        await waiting
+        await group.wait_created("c1")
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_created_in_a_group_that_has_ended(group: Group) -> None:
+    group.close()
+    with pytest.raises(Unavailable, match=r"^group pod has ended$"):
+        group.begin_create("c1")
+    assert group.is_empty

@@ -175,3 +175,26 @@ def test_a_runtime_that_hangs_is_a_deadline_and_its_work_is_taken_back(perform: 
         assert_nothing_is_left(stage, "c1")
 
     perform(scenario)
+
+
+def test_a_delete_waits_for_the_create_that_its_client_has_given_up(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        holding, release = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            holding.set()
+            await release.wait()
+
+        stage.spawner.after["create"] = hold
+        creating = asyncio.create_task(stage.create("c1", ["sleep", "100"]))
+        await holding.wait()
+        creating.cancel()
+        deleting = asyncio.create_task(stage.delete("c1"))
+        await asyncio.sleep(0)
+        assert not deleting.done()
+        release.set()
+        assert (await deleting).exit_status == 137
+        assert stage.told("c1") == ["Created", "Exited", "Deleted"]
+        assert stage.group.is_empty
+
+    perform(scenario)

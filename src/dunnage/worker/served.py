@@ -66,7 +66,12 @@ def listen(path: str) -> socket.socket | None:
                 raise Error(f"socket {path} cannot be made: {error.strerror}") from error
             if _answers(path):
                 return None
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass  # whoever made it has just removed it
+            except OSError as reason:
+                raise Error(f"socket {path} cannot be made: {reason.strerror}") from reason
         else:
             return listener
     return None
