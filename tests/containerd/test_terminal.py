@@ -61,7 +61,8 @@ def test_stty_changes_the_containers_terminal(containerd: Containerd) -> None:
 def test_ctrl_c_interrupts_the_command_in_the_container(containerd: Containerd) -> None:
     with shell(containerd) as terminal:
         terminal.wait_for(b"ready> ")
-        terminal.send(b"echo be''gun; sleep 1000\n")
+        # the inner shell speaks only once it has the terminal: before, an interrupt can fall between two processes
+        terminal.send(b"sh -c 'echo be\\gun; exec sleep 1000'\n")
         terminal.wait_for(rb"begun\n")
         terminal.send(b"\x03")
         terminal.wait_for(b"ready> ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -88,3 +89,16 @@ def test_when_the_keeper_is_killed_its_worker_serves_on_and_a_new_one_makes_cont
         os.unlink(
             (bundle.path / "address").read_text().removeprefix("unix://")
         )  # which the next start there would replace
+
+
+def test_a_keeper_that_is_told_to_end_takes_along_the_addresses_of_what_was_never_created(
+    containerd: Containerd,
+) -> None:
+    with Bundle(containerd, "started") as bundle:
+        address = Path(bundle.launch().stdout.decode().removeprefix("unix://"))
+        worker = os.pidfd_open(containerd.worker().pid)
+        assert address.exists()
+        os.kill(containerd.keeper().pid, signal.SIGTERM)
+        assert select.select([worker], [], [], 10)[0]
+        os.close(worker)
+        assert not address.exists()
