@@ -91,7 +91,7 @@ def test_when_the_keeper_is_killed_its_worker_serves_on_and_a_new_one_makes_cont
         )  # which the next start there would replace
 
 
-def test_a_keeper_that_is_told_to_end_takes_along_the_addresses_of_what_was_never_created(
+def test_a_keeper_that_ends_takes_along_the_address_of_what_was_never_created(
     containerd: Containerd,
 ) -> None:
     with Bundle(containerd, "started") as bundle:

@@ -171,6 +171,15 @@ class Scene:
         await self.wait_reaped(pid)
         assert self.logged == [f"process {pid} (runtime:default/c1:create) of a former worker hangs: it is abandoned"]
 
+    async def scenario_an_inherited_mount_has_the_deadline_of_mounts(self) -> None:
+        if not self.keeper.children:
+            await self.keeper.spawn("mount:default/c1", ["sleep", "100"], env={"PATH": os.defpath}, cwd="/", fds={})
+            die()
+        (pid,) = self.keeper.children
+        await self.host.wait_inherited("mount:default/c1")
+        await self.wait_reaped(pid)
+        assert self.logged == [f"process {pid} (mount:default/c1) of a former worker hangs: it is abandoned"]
+
 
 def hang(argument: Any, fds: Any) -> int:
     signal.pause()

@@ -153,11 +153,13 @@ class KeeperHost:
     async def wait_inherited(self, call: str) -> None:
         """Wait for the calls of this name that a former worker began, if they still run: what they do is done. One that
         hangs is killed."""
+        is_of_runtime = call.startswith("runtime:")
+        deadline_s = self._runtime_timeout_s if is_of_runtime else self._mount_timeout_s
         for name, over, watch in list(self._inherited.values()):
             if name != call:
                 continue
             try:
-                async with asyncio.timeout(self._runtime_timeout_s):
+                async with asyncio.timeout(deadline_s):
                     await asyncio.shield(over)
             except TimeoutError:
                 self.log.error("process %d (%s) of a former worker hangs: it is abandoned", watch.pid, name)

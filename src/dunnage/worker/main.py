@@ -117,11 +117,13 @@ def _join(cgroup: str, logger: logging.Logger) -> str:
 def _keeper_gone(worker: Worker, gone: asyncio.Event, over: asyncio.Event, logger: logging.Logger) -> None:
     """The keeper has ended. It does so when nothing is left here; otherwise the containers need this worker still."""
     gone.set()
-    if worker.groups:
+    if any(served.group.containers for served in worker.groups.values()):
         logger.error("the keeper %d is gone; %d groups are served on", worker.keeper.keeper_pid, len(worker.groups))
         worker.end_alone(over.set)
-    else:
-        over.set()
+        return
+    for served in worker.groups.values():
+        served.leave()  # started, and never to be created
+    over.set()
 
 
 def _accepted(worker: Worker, listener: str, name: str, fd: int) -> None:
