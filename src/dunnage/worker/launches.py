@@ -211,11 +211,14 @@ def _group_id(directory: str) -> str | None:
         raise InvalidArgument(f"open {path}: {(error.strerror or '').lower()}") from error
     except ValueError as error:
         raise InvalidArgument(f"{path} is not JSON: {error}") from error
-    annotations = spec.get("annotations") if isinstance(spec, dict) else None
-    if isinstance(annotations, dict):
-        for name in GROUP_ANNOTATIONS:
-            if name in annotations:
-                return str(annotations[name])
+    if not isinstance(spec, dict):
+        raise InvalidArgument(f"{path} is not a JSON object")
+    annotations = spec.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
+        raise InvalidArgument(f"{path}: annotations are not texts by name")
+    for name in GROUP_ANNOTATIONS:
+        if name in annotations:
+            return str(annotations[name])
     return None
 
 
