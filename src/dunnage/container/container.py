@@ -28,16 +28,15 @@ from dunnage.container.facts import (
     Started,
 )
 from dunnage.container.host import Death, Host
+from dunnage.container.launch import ProcessLaunch
 from dunnage.container.ordering import INIT, ExitOrder
 from dunnage.container.process import UNKNOWN_STATUS, Exec, Init, Process
 from dunnage.container.states import Operation, State
 from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
-from dunnage.runtime.client import Runtime, Stdio
-from dunnage.runtime.console import ConsoleSocket
+from dunnage.runtime.client import Runtime
 from dunnage.runtime.failures import CommandFailed
 
-CONSOLE_TIMEOUT_S = 30.0  # containerd's own limit for setting up a console or the copying (shim v2, §5.9)
 LAST_EXIT_TIMEOUT_S = 2.0  # how long a Delete waits for the end of what the runtime has just killed
 
 KILL = 9
@@ -205,7 +204,7 @@ class Container:
     # Delete
 
     async def delete(self, exec_id: str) -> Ended:
-        """Delete an exec, or the container with everything that is left of it."""
+        """Delete an exec, or the container with everything that is left of it but its files (``bundle.forget``)."""
         process = self.process(exec_id)
         async with process.turn:
             process.check(Operation.DELETE)
@@ -214,7 +213,8 @@ class Container:
             return await self._delete_init()
 
     async def destroy(self) -> Ended:
-        """End the container whatever its state: for a client that is gone (the ``delete`` action). Tells nothing."""
+        """End the container whatever its state: for a client that is gone (the ``delete`` action). Tells nothing.
+        What is said of ``delete`` holds here too."""
         self._tell = _tell_nobody
         async with self.init.turn:
             if self.init.state is not State.DELETED:
@@ -279,9 +279,23 @@ class Container:
 
     # Helpers
 
+    def _launch(self, process: Process) -> ProcessLaunch:
+        return ProcessLaunch(
+            process,
+            lambda: self._plan(process.io),
+            io_name=self._io_name(process),
+            host=self._host,
+            env=self.env,
+            log=self.log,
+        )
+
+    def _io_name(self, process: Process) -> str:
+        """What the names of its descriptors begin with in the keeper's store."""
+        return f"io:{self.name}/{process.id}" if process.id else f"io:{self.name}"
+
     async def _create_init(self) -> None:
         init = self.init
-        async with _Launch(self, init) as launch:
+        async with self._launch(init) as launch:
             arguments = Create(
                 self.bundle.path,
                 self.bundle.init_pid_path,
@@ -345,7 +359,7 @@ class Container:
         pid_file = self.bundle.exec_pid_path(process.id)
         self.bundle.remove(f"{process.id}.pid")
         try:
-            async with _Launch(self, process) as launch:
+            async with self._launch(process) as launch:
                 await self._runtime.exec(
                     self.id,
                     process.id,
@@ -436,7 +450,6 @@ class Container:
             process.release_waiters()
         self._tell(Deleted(self.init.ended))
         self._tell = _tell_nobody  # nothing comes after it
-        self.bundle.forget()
 
     async def _drain(self, process: Process) -> None:
         if process.stdio is not None and not await process.stdio.wait_drained(self._io_drain_timeout_s):
@@ -518,13 +531,13 @@ class Container:
         if not process.pid:
             # it never ran, and what it would have been given is gone with the last worker
             for end, fd in mine.items():
-                self._let_go(f"{_io_name(self, process)}:{end}", fd)
+                self._let_go(f"{self._io_name(process)}:{end}", fd)
         elif mine:
             process.stdio = stdio.ProcessIO.recover(
                 self._plan(process.io),
                 mine,
                 keep=self._host.keep,
-                name=_io_name(self, process),
+                name=self._io_name(process),
                 log=self.log,
                 budget=self._host.pipe_budget,
                 started=True,
@@ -557,74 +570,10 @@ class Container:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Launch:
-    """The stdio of a process that the runtime is about to make: set up before the call, given up if it fails."""
-
-    def __init__(self, container: Container, process: Process) -> None:
-        self._container = container
-        self._process = process
-        self._console: ConsoleSocket | None = None
-        self.runtime_stdio: Stdio | None = None
-
-    async def __aenter__(self) -> _Launch:
-        container, process = self._container, self._process
-        failure = "failed to create init process I/O"
-        try:
-            process.stdio = await stdio.ProcessIO.open(
-                container._plan(process.io),
-                keep=container._host.keep,
-                name=_io_name(container, process),
-                log=container.log,
-                budget=container._host.pipe_budget,
-                open_log=container._host.open_log,
-            )
-        except OSError as error:
-            raise Error(f"{failure}: {error}") from error
-        except Error as error:
-            raise type(error)(f"{failure}: {error}") from error
-        if process.io.terminal:
-            try:
-                self._console = ConsoleSocket.open(container.env)
-            except OSError as error:
-                await self.__aexit__(type(error), error, None)
-                raise Error(f"failed to create OCI runtime console socket: {error}") from error
-        else:
-            self.runtime_stdio = Stdio(*process.stdio.runtime_fds)
-        return self
-
-    @property
-    def console_path(self) -> str | None:
-        return None if self._console is None else self._console.path
-
-    async def succeeded(self) -> None:
-        """The runtime has made the process: let the bytes flow."""
-        assert self._process.stdio is not None
-        if self._console is not None:
-            try:
-                master = await self._console.receive(CONSOLE_TIMEOUT_S)
-            except (OSError, Error) as error:
-                raise Error(f"failed to retrieve console master: {error}") from error
-            self._process.stdio.attach_terminal(master)
-        else:
-            self._process.stdio.runtime_started()
-        self._process.stdio.start()
-
-    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        if self._console is not None:
-            self._console.close()
-        if error is not None and self._process.stdio is not None:
-            self._process.stdio.close()
-            self._process.stdio = None
-
-
 def _is_refusal(error: BaseException) -> bool:
     """True if the runtime has failed by itself, and so has cleaned up; False if it was given up, or what followed
     failed."""
     return isinstance(error.__cause__, CommandFailed)
-
-
-def _io_name(container: Container, process: Process) -> str:
-    return f"io:{container.name}/{process.id}" if process.id else f"io:{container.name}"
 
 
 def _read_pid(path: str, failure: str) -> int:
