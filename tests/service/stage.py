@@ -22,7 +22,7 @@ from tests.runtime.local import Exit, LocalSpawner
 from dunnage.api import task_pb2
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container, Options
-from dunnage.container.facts import IO, Fact, Mount
+from dunnage.container.facts import IO, Ended, Fact, Mount
 from dunnage.container.group import Group
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error
@@ -172,6 +172,7 @@ class Stage:
         self.spawner = Spawner()
         self.facts: list[tuple[str, Fact]] = []
         self.shut_down = 0
+        self.recalled: dict[str, Ended] = {}
         self.deadline_s = LIMIT_S
         self.drain_s = 5.0
         self.log = logging.getLogger("dunnage.tests.stage")
@@ -181,6 +182,7 @@ class Stage:
             make_container=self._make_container,
             on_deleted=self._on_deleted,
             on_shutdown=self._on_shutdown,
+            recall=self.recalled.get,
             log=self.log,
         )
         self._methods = self.service.methods()
@@ -333,6 +335,7 @@ class Stage:
         )
 
     def _on_deleted(self, group: Group, container: Container) -> None:
+        container.bundle.forget()
         group.containers.pop(container.id, None)
         container.close()
 

@@ -12,6 +12,7 @@ from tests.service.conftest import Scenario
 from tests.service.stage import Stage
 
 from dunnage.api import mount_pb2, task_pb2
+from dunnage.container.facts import Ended
 from dunnage.ttrpc.errors import RpcError
 
 pytestmark = pytest.mark.real
@@ -128,7 +129,6 @@ def test_an_end_by_force_ends_a_running_container_and_tells_nothing(perform: Per
         ended = await stage.group.container("c1").destroy()
         assert (ended.pid, ended.status) == (pid, 137)
         assert stage.told("c1") == before
-        assert not (stage.directory / "c1/dunnage.json").exists()
 
     perform(scenario)
 
@@ -150,5 +150,16 @@ def test_an_exec_that_starts_while_its_container_is_ended_leaves_nothing(perform
         with pytest.raises(RpcError):
             await stage.start("c1", "e1")
         assert not stage.host.keep.names
+
+    perform(scenario)
+
+
+def test_a_delete_that_a_former_worker_did_is_answered(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.recalled["c1"] = Ended(42, 137, 1_000_000_001)
+        deleted = await stage.delete("c1")
+        assert (deleted.pid, deleted.exit_status, deleted.exited_at.nanos) == (42, 137, 1)
+        told = await stage.refusal("Delete", task_pb2.DeleteRequest(id="c1", exec_id="e1"))
+        assert told == (5, "container not created: not found")
 
     perform(scenario)

@@ -39,7 +39,10 @@ class MakeContainer(Protocol):
 
 
 class TaskService:
-    """``on_deleted`` and ``on_shutdown`` tell the worker what became of the group; the first takes its container."""
+    """``on_deleted`` and ``on_shutdown`` tell the worker what became of the group; the first takes its container.
+
+    ``recall`` knows how a container ended whose Delete a former worker did and could not answer any more.
+    """
 
     def __init__(
         self,
@@ -48,12 +51,14 @@ class TaskService:
         make_container: MakeContainer,
         on_deleted: Callable[[Group, Container], None],
         on_shutdown: Callable[[Group], None],
+        recall: Callable[[str], Ended | None],
         log: logging.Logger,
     ) -> None:
         self._group = group
         self._make_container = make_container
         self._on_deleted = on_deleted
         self._on_shutdown = on_shutdown
+        self._recall = recall
         self._log = log
         self._changes: set[asyncio.Task[Any]] = set()
 
@@ -128,6 +133,10 @@ class TaskService:
     async def delete(self, request: task_pb2.DeleteRequest, call: Call) -> task_pb2.DeleteResponse:
         # a client that has given its Create up comes with this next: what it asks for is an end of what was begun
         await self._group.wait_created(request.id)
+        if request.id not in self._group.containers and not request.exec_id:
+            recalled = self._recall(request.id)
+            if recalled is not None:
+                return task_pb2.DeleteResponse(**_ended(recalled))
         container = self._group.container(request.id)
         ended = await container.delete(request.exec_id)
         if not request.exec_id:

@@ -20,6 +20,7 @@ from dunnage.worker.served import Launch, ServedGroup, group_name, read_about
 from dunnage.worker.worker import Worker
 
 PATIENCE_S = 0.5
+_CLIENT_ENDS = (".sink", "stdin.fifo", "stdin.writer")
 
 
 async def recover(worker: Worker, *, log: logging.Logger) -> None:
@@ -174,12 +175,16 @@ def _restored(worker: Worker, found: _Found) -> Container:
 
 
 async def _undo_create(worker: Worker, container: Container, ends: Mapping[str, int]) -> None:
-    """A Create that the last worker did not finish: undo it; its client's request is served anew."""
+    """A Create that the last worker did not finish: undo it; its client's request is served anew.
+
+    The client's fifos stay open in the store until the new Create has stored its own: else their reader sees the end.
+    """
     name = container.name
     for call in (f"mount:{name}", f"unmount:{name}", f"runtime:{name}:create", f"runtime:{name}:delete"):
         await worker.host.wait_inherited(call)
     for end, fd in ends.items():
-        worker.keeper.release(f"io:{container.name}{end}")
+        if not end.endswith(_CLIENT_ENDS):
+            worker.keeper.release(f"io:{container.name}{end}")
         os.close(fd)
     await container.undo_create()
     container.close()

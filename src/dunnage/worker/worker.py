@@ -9,9 +9,8 @@ import asyncio
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from dunnage.config import Config
 from dunnage.container.bundle import Bundle
@@ -29,24 +28,16 @@ from dunnage.service.task import SERVICES, TaskService
 from dunnage.stdio import PipeBudget
 from dunnage.ttrpc.errors import RpcError
 from dunnage.ttrpc.server import Server
+from dunnage.worker.ends import Ends
 from dunnage.worker.event_log import EventLog
 from dunnage.worker.host import ContainerSpawner, KeeperHost
 from dunnage.worker.journal import Journal
 from dunnage.worker.notes import RequestNotes
 from dunnage.worker.served import Launch, ServedGroup
 
-REMEMBER_S = 60.0
-REMEMBERED = 10_000
 OTHER_WORKERS_PIPES_BYTES = 2 * 1024 * 1024
 _LAST_DELETE_S = 5.0
 _LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that is away are kept
-
-
-class Cleaned(NamedTuple):
-    """A container that is gone: when (monotonic), and how its init ended."""
-
-    at: float
-    ended: Ended
 
 
 class Worker:
@@ -75,7 +66,7 @@ class Worker:
         self._event_journal = Journal("journal:events", keeper.store, keeper.fds.get("journal:events"))
         self.event_log = EventLog()
         self._publishers: dict[tuple[str, str], Publisher] = {}
-        self._cleaned: OrderedDict[tuple[int, int], Cleaned] = OrderedDict()
+        self._ends = Ends(Journal("journal:ends", keeper.store, keeper.fds.get("journal:ends")))
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Groups
@@ -98,6 +89,7 @@ class Worker:
             make_container=lambda *asked: self._make_container(served, *asked),
             on_deleted=lambda _, container: self.forget(served, container),
             on_shutdown=lambda _: self._on_shutdown(served),
+            recall=lambda container_id: self._ends.take_unanswered(namespace, container_id),
             log=self.log,
         )
         methods = service.methods()
@@ -222,21 +214,14 @@ class Worker:
         Idempotent."""
         if served.group.containers.get(container.id) is not container:
             return
-        now = asyncio.get_running_loop().time()
-        while self._cleaned and next(iter(self._cleaned.values())).at < now - REMEMBER_S:
-            self._cleaned.popitem(last=False)
-        if len(self._cleaned) >= REMEMBERED:
-            self._cleaned.popitem(last=False)
-        self._cleaned[container.bundle.identity] = Cleaned(now, container.init.ended)
+        self._ends.remember(container.namespace, container.id, container.bundle.identity, container.init.ended)
+        container.bundle.forget()
         served.group.containers.pop(container.id, None)
         container.close()
 
     def cleaned(self, identity: tuple[int, int]) -> Ended | None:
         """How the container whose bundle directory this was ended, if it has been cleaned up not long ago."""
-        known = self._cleaned.get(identity)
-        if known is None or known.at < asyncio.get_running_loop().time() - REMEMBER_S:
-            return None
-        return known.ended
+        return self._ends.of_bundle(identity)
 
     # Called by the services
 
@@ -251,7 +236,7 @@ class Worker:
         options: Options,
     ) -> Container:
         bundle = Bundle.open(path)
-        self._cleaned.pop(bundle.identity, None)  # the inode of a bundle that was removed serves again
+        self._ends.forget(group.namespace, container_id, bundle.identity)
         launch = served.take_launch(container_id)
         try:
             bundle.write_launch({"group": group.id, **launch.to_json()})

@@ -1,0 +1,77 @@
+"""How containers ended that are gone: remembered for a while, by this worker and the next.
+
+A launcher's ``delete`` asks by the bundle's directory (shim v2, §1.7). A Delete that a former worker did, and could not
+answer any more, asks by the container's name.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import NamedTuple
+
+from dunnage.container.facts import Ended
+from dunnage.worker.journal import Journal
+
+REMEMBER_S = 60.0
+REMEMBERED = 10_000
+
+
+class _Entry(NamedTuple):
+    number: int  # in the journal
+    at: float  # of the monotonic clock, which is the same for every process
+    namespace: str
+    container_id: str
+    ended: Ended
+
+
+class Ends:
+    """``journal`` holds what is remembered."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._entries: dict[tuple[int, int], _Entry] = {}
+        self._unanswered: dict[tuple[str, str], Ended] = {}
+        for number, record in journal.live.items():
+            at, namespace, container_id, device, inode, ended = json.loads(record)
+            entry = _Entry(number, at, namespace, container_id, Ended(*ended))
+            self._entries[device, inode] = entry
+            self._unanswered[namespace, container_id] = entry.ended
+        self._drop_old()
+
+    def remember(self, namespace: str, container_id: str, bundle: tuple[int, int], ended: Ended) -> None:
+        """``bundle`` is the identity of its directory."""
+        self._drop_old()
+        self.forget(namespace, container_id, bundle)
+        at = time.monotonic()
+        number = self._journal.append(json.dumps([at, namespace, container_id, *bundle, ended]).encode())
+        self._entries[bundle] = _Entry(number, at, namespace, container_id, ended)
+        if len(self._entries) > REMEMBERED:
+            self._drop(next(iter(self._entries)))
+
+    def forget(self, namespace: str, container_id: str, bundle: tuple[int, int]) -> None:
+        """A container of this name, or in a directory of this inode, begins: it is not the one that is gone."""
+        self._unanswered.pop((namespace, container_id), None)
+        self._drop(bundle)
+
+    def of_bundle(self, bundle: tuple[int, int]) -> Ended | None:
+        self._drop_old()
+        entry = self._entries.get(bundle)
+        return None if entry is None else entry.ended
+
+    def take_unanswered(self, namespace: str, container_id: str) -> Ended | None:
+        """The end of a container that a former worker deleted; told once, to the client that asks again."""
+        return self._unanswered.pop((namespace, container_id), None)
+
+    def _drop_old(self) -> None:
+        before = time.monotonic() - REMEMBER_S
+        while self._entries:
+            first = next(iter(self._entries))
+            if self._entries[first].at >= before:
+                return
+            self._drop(first)
+
+    def _drop(self, bundle: tuple[int, int]) -> None:
+        entry = self._entries.pop(bundle, None)
+        if entry is not None:
+            self._journal.done(entry.number)
