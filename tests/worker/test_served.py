@@ -90,3 +90,8 @@ def test_a_launch_is_the_same_after_a_life_in_a_file() -> None:
 
 def test_a_group_is_named_by_its_namespace_too() -> None:
     assert group_name("default", "c1") != group_name("k8s.io", "c1")
+
+
+def test_a_group_s_name_is_never_taken_for_a_connection_s() -> None:
+    assert "#" not in group_name("default", "a#1")
+    assert group_name("default", "a#1") != group_name("default", "a%231")

@@ -134,7 +134,7 @@ class ServedGroup:
             "launch": self.launch.to_json(),
             "launches": {container_id: launch.to_json() for container_id, launch in self.launches.items()},
         }
-        fd = os.memfd_create(f"dunnage group {self.group.id}"[:200], os.MFD_CLOEXEC)
+        fd = os.memfd_create("dunnage group", os.MFD_CLOEXEC)
         try:
             os.write(fd, json.dumps(about).encode())
             self._keeper.store(f"group:{self.name}", fd)
@@ -176,6 +176,8 @@ class ServedGroup:
             os.unlink(self.path)
         except FileNotFoundError:
             pass  # somebody cleaned up
+        except OSError as error:
+            self.server.log.error("socket %s is left behind: %s", self.path, error.strerror)
         self._keeper.stop_accepting(f"listener:{self.name}")
         self._keeper.release(f"listener:{self.name}")
         self._keeper.release(f"group:{self.name}")
@@ -187,7 +189,9 @@ class ServedGroup:
 
 
 def group_name(namespace: str, group_id: str) -> str:
-    return f"{namespace}/{group_id}"
+    """How the keeper's store calls it; a ``#`` there begins the number of a connection."""
+    escaped = group_id.replace("%", "%25").replace("#", "%23")
+    return f"{namespace}/{escaped}"
 
 
 def read_about(fd: int) -> dict[str, Any]:
