@@ -129,6 +129,7 @@ class Container:
             except BaseException:
                 self._order.start_failed(INIT)
                 self.init.close()
+                self._release_client_ends(self.init)
                 await self._undo_create()
                 raise
             self.save()
@@ -376,6 +377,7 @@ class Container:
         except BaseException as error:
             if not _is_refusal(error):
                 self._end_stray(process.id)
+            self._release_client_ends(process)
             process.release_waiters()
             self._tell_exits(self._order.start_failed(process.id))
             raise
@@ -389,6 +391,8 @@ class Container:
         await self._drain(process)
         process.state = State.DELETED
         process.close()
+        if not process.pid:
+            self._release_client_ends(process)
         process.release_waiters()
         self.bundle.remove(f"{process.id}.pid")
         del self.execs[process.id]
@@ -531,7 +535,9 @@ class Container:
         if not process.pid:
             # it never ran, and what it would have been given is gone with the last worker
             for end, fd in mine.items():
-                self._let_go(f"{self._io_name(process)}:{end}", fd)
+                if end not in stdio.CLIENT_ENDS:
+                    self._host.keep.release(f"{self._io_name(process)}:{end}")
+                os.close(fd)
         elif mine:
             process.stdio = stdio.ProcessIO.recover(
                 self._plan(process.io),
@@ -553,6 +559,11 @@ class Container:
             except ProcessLookupError:
                 self.log.error("process %d ended and its exit status is not known", process.pid)
                 self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
+
+    def _release_client_ends(self, process: Process) -> None:
+        """No start of this process will be tried again: let go of what a former worker's may have left open."""
+        for end in stdio.CLIENT_ENDS:
+            self._host.keep.release(f"{self._io_name(process)}:{end}")
 
     def _let_go(self, name: str, fd: int) -> None:
         self._host.keep.release(name)

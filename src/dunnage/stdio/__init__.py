@@ -6,6 +6,6 @@ the `ProcessIO` and closes it.
 
 from dunnage.stdio.budget import PipeBudget
 from dunnage.stdio.plan import Kind, Plan, plan
-from dunnage.stdio.process import Keep, ProcessIO
+from dunnage.stdio.process import CLIENT_ENDS, Keep, ProcessIO
 
-__all__ = ["Keep", "Kind", "PipeBudget", "Plan", "ProcessIO", "plan"]
+__all__ = ["CLIENT_ENDS", "Keep", "Kind", "PipeBudget", "Plan", "ProcessIO", "plan"]

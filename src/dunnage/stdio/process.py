@@ -28,6 +28,9 @@ from dunnage.stdio.pump import Pump
 from dunnage.stdio.terminal import Terminal
 
 OUTPUTS = ("stdout", "stderr")
+CLIENT_ENDS = ("stdout.sink", "stderr.sink", "stdin.fifo", "stdin.writer")
+"""The ends at the client's fifos. Where a start is tried again they stay in the store until it has stored its own: a
+client that saw them all closed would take that for the end."""
 _LOOK_AGAIN_S = (0.01, 0.5)  # for a client that has not come yet when everything is over: first, and at most
 
 

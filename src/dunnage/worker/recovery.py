@@ -16,11 +16,11 @@ from dunnage.container.bundle import Bundle, Record
 from dunnage.container.container import Container, Options
 from dunnage.container.facts import IO, Mount
 from dunnage.errors import Error
+from dunnage.stdio import CLIENT_ENDS
 from dunnage.worker.served import Launch, ServedGroup, group_name, read_about
 from dunnage.worker.worker import Worker
 
 PATIENCE_S = 0.5
-_CLIENT_ENDS = (".sink", "stdin.fifo", "stdin.writer")
 
 
 async def recover(worker: Worker, *, log: logging.Logger) -> None:
@@ -183,7 +183,7 @@ async def _undo_create(worker: Worker, container: Container, ends: Mapping[str, 
     for call in (f"mount:{name}", f"unmount:{name}", f"runtime:{name}:create", f"runtime:{name}:delete"):
         await worker.host.wait_inherited(call)
     for end, fd in ends.items():
-        if not end.endswith(_CLIENT_ENDS):
+        if not end.endswith(CLIENT_ENDS):
             worker.keeper.release(f"io:{container.name}{end}")
         os.close(fd)
     await container.undo_create()
