@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,18 +127,27 @@ class House:
 
     # As containerd
 
-    async def launch(self, action: str, container: str, *, spec: Mapping[str, Any] | None = None) -> Answer:
+    async def launch(
+        self,
+        action: str,
+        container: str,
+        *,
+        spec: Mapping[str, Any] | None = None,
+        flags: Sequence[str] = (),
+        stdin: bytes = b"",
+    ) -> Answer:
         """Run the launcher; asked again while a worker dies of it."""
         bundle = self.bundle(container)
         if spec is not None:
             bundle.mkdir()
             (bundle / "config.json").write_text(json.dumps(spec))
         env = {**os.environ, "TTRPC_ADDRESS": str(self.directory / "events")}
-        argv = ("containerd-shim-dunnage-v2", "-namespace", NAMESPACE, "-id", container, "-address", "", action)
+        names = ("-namespace", NAMESPACE, "-id", container, "-address", "")
+        argv = ("containerd-shim-dunnage-v2", *names, *flags, action)
         while True:
             reader, writer = await asyncio.open_unix_connection(self.state / "control")
             try:
-                writer.write(encode_request(LaunchRequest(argv, env, str(bundle), b"", 0, 0)))
+                writer.write(encode_request(LaunchRequest(argv, env, str(bundle), stdin, 0, 0)))
                 answer = await reader.read()
             except ConnectionError:
                 continue

@@ -20,7 +20,7 @@ from dunnage.container.container import Container, Options
 from dunnage.container.facts import IO, Ended, Mount
 from dunnage.container.group import Group
 from dunnage.container.states import State
-from dunnage.errors import InvalidArgument, Unimplemented
+from dunnage.errors import Error, InvalidArgument, Unimplemented
 from dunnage.service import messages
 from dunnage.ttrpc.server import Call, Method
 
@@ -205,6 +205,13 @@ class TaskService:
                 return await asyncio.shield(task)
             except asyncio.CancelledError:
                 task.add_done_callback(self._log_unanswered)
+                raise
+            except Error:
+                raise
+            except Exception:
+                container = self._group.containers.get(request.id)
+                if container is not None:
+                    container.log.exception("a change failed in an unforeseen way")
                 raise
 
         return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ from dunnage.api import options_pb2, runtime_info_pb2, task_pb2
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
 from dunnage.container.facts import Ended
-from dunnage.errors import Error, InvalidArgument
+from dunnage.errors import Error, InvalidArgument, NotFound
 from dunnage.linux.attributes import Attributes, oom_score_adj_of
 from dunnage.linux.namespaces import namespaces
 from dunnage.runtime.client import Runtime
@@ -29,6 +30,7 @@ from dunnage.worker.served import SOCKET_DIRECTORY, Launch, ServedGroup, group_n
 from dunnage.worker.worker import Worker
 
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 KILLED_STATUS = 137
 OOM_SCORE_LIMIT = 1000
 _DELETE_TIMEOUT_S = 4.0  # containerd allows 5 for the whole delete
@@ -59,7 +61,7 @@ class Launches:
             return LaunchAnswer(status=error.status, stderr=os.fsencode(error.stderr))
         try:
             if flags.info:
-                return LaunchAnswer(stdout=_info(request))
+                return LaunchAnswer(stdout=await self._info(request))
             if not flags.namespace:
                 return refusal("shim namespace cannot be empty")
             if not flags.id:
@@ -79,6 +81,45 @@ class Launches:
             return refusal(f"action {flags.action!r} is not known: it is start or delete")
         except (Error, OSError) as error:
             return refusal(error)
+
+    # info
+
+    async def _info(self, request: LaunchRequest) -> bytes:
+        info = runtime_info_pb2.RuntimeInfo(name=shim_flags.RUNTIME_NAME)
+        info.version.version = dunnage.__version__
+        command = self._worker.config.runtime
+        if request.stdin:
+            options = _options(request.stdin)
+            info.options.CopyFrom(options)
+            command = messages.options(options).binary_name or command
+        path = shutil.which(command, path=request.env.get("PATH"))
+        if path is None:
+            raise NotFound(f'failed to look up the path of "{command}": executable file not found in $PATH')
+        features = await self._features(path, request)
+        if features:
+            info.features.type_url = FEATURES
+            info.features.value = features
+        return info.SerializeToString()
+
+    async def _features(self, path: str, request: LaunchRequest) -> bytes:
+        """What ``<runtime> features`` prints; nothing where the runtime has no such command."""
+        output = os.memfd_create("dunnage features", os.MFD_CLOEXEC)
+        try:
+            exit = await self._worker.host.run(
+                f"features:{path}",
+                [path, "features"],
+                env=request.env,
+                cwd="/",
+                fds={1: output},
+                attributes=Attributes.of(request.pid),
+                deadline_s=_DELETE_TIMEOUT_S,
+            )
+            return os.pread(output, 1 << 20, 0) if exit.code == 0 else b""
+        except TimeoutError:
+            self._log.warning("%s features did not end within %g s", path, _DELETE_TIMEOUT_S)
+            return b""
+        finally:
+            os.close(output)
 
     # start
 
@@ -101,6 +142,8 @@ class Launches:
     def _start(self, flags: shim_flags.Flags, request: LaunchRequest) -> str:
         if self._failure:
             raise Error(self._failure)
+        if flags.debug:
+            logging.getLogger("dunnage").setLevel(logging.DEBUG)
         group_id = self._group_of(flags, request)
         launch = _launch(request)
         served = self._worker.groups.get(group_name(flags.namespace, group_id))
@@ -284,15 +327,11 @@ def _delete_response(ended: Ended) -> bytes:
     ).SerializeToString()
 
 
-def _info(request: LaunchRequest) -> bytes:
-    info = runtime_info_pb2.RuntimeInfo(name=shim_flags.RUNTIME_NAME)
-    info.version.version = dunnage.__version__
-    if request.stdin:
-        try:
-            info.options.CopyFrom(AnyMessage.FromString(request.stdin))
-        except DecodeError as error:
-            raise InvalidArgument(f"the options on stdin are no Any: {error}") from error
-    return info.SerializeToString()
+def _options(stdin: bytes) -> AnyMessage:
+    try:
+        return AnyMessage.FromString(stdin)
+    except DecodeError as error:
+        raise InvalidArgument(f"the options on stdin are no Any: {error}") from error
 
 
 def shim_cgroup(stdin: bytes) -> str:

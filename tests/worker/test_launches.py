@@ -1,0 +1,84 @@
+"""What a launcher is told, by a real worker of a real keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+from tests.worker.house import House, open_house
+
+from dunnage.api import options_pb2
+from dunnage.api.anys import pack_bare
+from dunnage.api.runtime_info_pb2 import RuntimeInfo
+
+pytestmark = pytest.mark.real
+
+
+def perform(directory: Path, rootfs: Path, scenario: Callable[[House], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(60), open_house(directory, rootfs) as house:
+            await scenario(house)
+
+    asyncio.run(whole())
+
+
+def test_info_says_what_the_runtime_of_the_options_can_do(directory: Path, rootfs: Path) -> None:
+    runtime = shutil.which("crun") or ""
+    printed = subprocess.run([runtime, "features"], capture_output=True, check=False)
+    options = pack_bare(options_pb2.Options(binary_name=runtime))
+
+    async def scenario(house: House) -> None:
+        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
+        assert answer.status == 0, answer
+        info = RuntimeInfo.FromString(answer.stdout)
+        assert info.name == "io.containerd.dunnage.v2"
+        assert info.options == options
+        if printed.returncode == 0:
+            assert json.loads(info.features.value) == json.loads(printed.stdout)
+        else:
+            assert info.features == AnyMessage()
+
+    perform(directory, rootfs, scenario)
+
+
+def test_info_of_a_runtime_with_features_passes_them_on(directory: Path, rootfs: Path) -> None:
+    runtime = directory / "able"
+    runtime.write_text('#!/bin/sh\n[ "$1" = features ] && echo \'{"ociVersionMin": "1.0.0"}\'\n')
+    runtime.chmod(0o755)
+    options = pack_bare(options_pb2.Options(binary_name=str(runtime)))
+
+    async def scenario(house: House) -> None:
+        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
+        info = RuntimeInfo.FromString(answer.stdout)
+        assert info.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+        assert json.loads(info.features.value) == {"ociVersionMin": "1.0.0"}
+
+    perform(directory, rootfs, scenario)
+
+
+def test_info_of_a_missing_runtime_names_it(directory: Path, rootfs: Path) -> None:
+    options = pack_bare(options_pb2.Options(binary_name="no-runc"))
+
+    async def scenario(house: House) -> None:
+        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
+        assert answer.status == 1
+        assert b'failed to look up the path of "no-runc"' in answer.stderr
+
+    perform(directory, rootfs, scenario)
+
+
+@pytest.mark.parametrize("annotations", [3, ["x"], {"io.kubernetes.cri.sandbox-id": 1}])
+def test_annotations_that_are_no_texts_are_refused(directory: Path, rootfs: Path, annotations: object) -> None:
+    async def scenario(house: House) -> None:
+        answer = await house.launch("start", "c1", spec={"annotations": annotations})
+        assert answer.status == 1
+        assert b"annotations are not texts by name" in answer.stderr
+        assert not (house.bundle("c1") / "address").exists()
+
+    perform(directory, rootfs, scenario)
