@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,6 +109,26 @@ def children() -> list[int]:
     return [int(pid) for of_task in pids for pid in of_task]
 
 
+def reap_children(timeout_s: float = 10) -> None:
+    """Reap every child of ours as it dies, in no order: an unreaped exec keeps its pid namespace's init from ending."""
+    deadline = time.monotonic() + timeout_s
+    while pids := children():
+        poll = select.poll()
+        pidfds = {}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                pidfds[os.pidfd_open(pid)] = pid
+        for pidfd in pidfds:
+            poll.register(pidfd, select.POLLIN)
+        dead = [pidfds[pidfd] for pidfd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+        for pidfd in pidfds:
+            os.close(pidfd)
+        assert dead or not pidfds, f"{sorted(pidfds.values())} still run"
+        for pid in dead:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
 def wait_for_exit(pid: int, timeout_s: float = 10) -> int:
     """Reap a child of ours: its exit code, or 128 + its signal."""
     pidfd = os.pidfd_open(pid)
@@ -166,6 +187,4 @@ class Bundle:
         if (self.root / self.container).exists():
             argv = [self.command, "--root", str(self.root), "delete", "--force", self.container]
             subprocess.run(argv, check=False, capture_output=True, timeout=30)
-        for pid in children():
-            with contextlib.suppress(ChildProcessError):
-                wait_for_exit(pid)
+        reap_children()

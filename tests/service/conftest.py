@@ -45,5 +45,4 @@ def perform(oci_runtime: str, rootfs: Path, tmp_path: Path) -> Iterator[Callable
 
     with local.hugetlb_mounted(), local.child_subreaper(), cgroups_removed():
         yield run
-        for pid in local.children():
-            local.wait_for_exit(pid)
+        local.reap_children()
