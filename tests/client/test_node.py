@@ -56,14 +56,18 @@ def test_run_kills_what_takes_too_long(with_shim: WithShim) -> None:
     with_shim(test)
 
 
-def test_a_detached_container_writes_to_its_log_and_can_be_found_again(with_shim: WithShim) -> None:
+def test_a_detached_container_writes_to_its_log_and_can_be_found_again(with_shim: WithShim, tmp_path: Path) -> None:
     async def test(node: Node, shim: Shim) -> None:
-        made = await node.create(shell("echo one; echo two >&2; exec sleep 1000"), id="web", detached=True)
+        has_written = tmp_path / "has written"
+        os.mkfifo(has_written)
+        script = f"echo one; echo two >&2; echo yes > '{has_written}'; exec sleep 1000"
+        made = await node.create(shell(script), id="web", detached=True)
         await made.start()
         found = await node.get("web")
         assert found.record.log == str(made.bundle.log_path)
-        assert found.record.command == ["/bin/sh", "-c", "echo one; echo two >&2; exec sleep 1000"]
+        assert found.record.command == ["/bin/sh", "-c", script]
         assert (await found.state()).status is Status.RUNNING
+        assert await asyncio.to_thread(has_written.read_text) == "yes\n"
         with pytest.raises(errors.FailedPrecondition, match="is running"):
             await found.remove()
         await found.kill(signal.SIGKILL)
