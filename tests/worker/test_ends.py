@@ -48,9 +48,9 @@ def test_an_end_is_known_by_its_bundle_also_to_the_next_worker(workers: Workers)
     ends.remember("default", "c1", (1, 2), KILLED)
     ends.remember("default", "c2", (1, 3), NEVER_RAN)
     for worker in (ends, workers.next(), workers.next()):
-        assert worker.of_bundle((1, 2)) == KILLED
-        assert worker.of_bundle((1, 3)) == NEVER_RAN
-        assert worker.of_bundle((1, 4)) is None
+        assert worker.of_bundle("default", "c1", (1, 2)) == KILLED
+        assert worker.of_bundle("default", "c2", (1, 3)) == NEVER_RAN
+        assert worker.of_bundle("default", "c1", (1, 4)) is None
 
 
 def test_only_what_a_former_worker_deleted_is_unanswered_and_told_once(workers: Workers) -> None:
@@ -68,10 +68,19 @@ def test_a_new_container_of_that_name_or_inode_is_not_the_one_that_is_gone(worke
     later = workers.next()
     later.forget("default", "c1", (1, 9))
     assert later.take_unanswered("default", "c1") is None
-    assert later.of_bundle((1, 2)) == KILLED
+    assert later.of_bundle("default", "c1", (1, 2)) == KILLED
     later.forget("default", "c9", (1, 2))
-    assert later.of_bundle((1, 2)) is None
-    assert workers.next().of_bundle((1, 2)) is None
+    assert later.of_bundle("default", "c1", (1, 2)) is None
+    assert workers.next().of_bundle("default", "c1", (1, 2)) is None
+
+
+def test_an_inode_that_is_used_again_tells_no_other_s_end(workers: Workers) -> None:
+    ends = workers.next()
+    ends.remember("default", "c1", (1, 2), KILLED)
+    for worker in (ends, workers.next()):
+        assert worker.of_bundle("default", "c2", (1, 2)) is None
+        assert worker.of_bundle("k8s.io", "c1", (1, 2)) is None
+        assert worker.of_bundle("default", "c1", (1, 2)) == KILLED
 
 
 def test_an_end_is_forgotten_in_time(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +88,8 @@ def test_an_end_is_forgotten_in_time(workers: Workers, monkeypatch: pytest.Monke
     ends.remember("default", "c1", (1, 2), KILLED)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + ends_module.REMEMBER_S + 1)
-    assert ends.of_bundle((1, 2)) is None
-    assert os.fstat(workers.fd).st_size == 0
-    assert workers.next().of_bundle((1, 2)) is None
+    assert ends.of_bundle("default", "c1", (1, 2)) is None
+    assert workers.next().of_bundle("default", "c1", (1, 2)) is None
 
 
 def test_only_so_many_are_remembered(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,4 +97,10 @@ def test_only_so_many_are_remembered(workers: Workers, monkeypatch: pytest.Monke
     ends = workers.next()
     for number in range(5):
         ends.remember("default", f"c{number}", (1, number), KILLED)
-    assert [ends.of_bundle((1, number)) is not None for number in range(5)] == [False, False, True, True, True]
+    assert [ends.of_bundle("default", f"c{number}", (1, number)) is not None for number in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from tests.worker.house import House, open_house
 
-from dunnage.api import options_pb2
+from dunnage.api import options_pb2, task_pb2
 from dunnage.api.anys import pack_bare
 from dunnage.api.runtime_info_pb2 import RuntimeInfo
 
@@ -80,5 +80,30 @@ def test_annotations_that_are_no_texts_are_refused(directory: Path, rootfs: Path
         assert answer.status == 1
         assert b"annotations are not texts by name" in answer.stderr
         assert not (house.bundle("c1") / "address").exists()
+
+    perform(directory, rootfs, scenario)
+
+
+@pytest.mark.parametrize("name", ["c1", "c2"])
+def test_a_delete_of_what_was_never_created_is_not_told_the_end_of_what_was_there_before(
+    directory: Path, rootfs: Path, name: str
+) -> None:
+    """Neither in a directory that has the inode of another container's, nor in that of an earlier one of its name."""
+
+    async def scenario(house: House) -> None:
+        task = await house.start_shim("c1", ["sh", "-c", "exit 3"])
+        pid = await task.create()
+        await task.call("Start")
+        await task.call("Wait")
+        await task.call("Delete")
+        await task.call("Shutdown")
+        ended = task_pb2.DeleteResponse.FromString((await house.launch("delete", "c1")).stdout)
+        assert (ended.pid, ended.exit_status) == (pid, 3)
+        house.bundle("c1").rename(house.bundle(name))
+        for file in ("init.pid", "runtime"):
+            (house.bundle(name) / file).unlink(missing_ok=True)
+        assert (await house.launch("start", name)).status == 0
+        ended = task_pb2.DeleteResponse.FromString((await house.launch("delete", name)).stdout)
+        assert (ended.pid, ended.exit_status) == (0xFFFF_FFFF, 137)
 
     perform(directory, rootfs, scenario)

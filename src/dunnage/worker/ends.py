@@ -1,7 +1,7 @@
 """How containers ended that are gone: remembered for a while, by this worker and the next.
 
-A launcher's ``delete`` asks by the bundle's directory (shim v2, §1.7). A Delete that a former worker did, and could not
-answer any more, asks by the container's name.
+A launcher's ``delete`` (shim v2, §1.7) asks by the container's name and its bundle's directory: names are used again,
+and so are inodes. A Delete that a former worker did, and could not answer any more, asks by the name.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ class Ends:
         self._unanswered.pop((namespace, container_id), None)
         self._drop(bundle)
 
-    def of_bundle(self, bundle: tuple[int, int]) -> Ended | None:
+    def of_bundle(self, namespace: str, container_id: str, bundle: tuple[int, int]) -> Ended | None:
         self._drop_old()
         entry = self._entries.get(bundle)
-        return None if entry is None else entry.ended
+        if entry is None or (entry.namespace, entry.container_id) != (namespace, container_id):
+            return None
+        return entry.ended
 
     def take_unanswered(self, namespace: str, container_id: str) -> Ended | None:
         """The end of a container that a former worker deleted; told once, to the client that asks again."""

@@ -32,6 +32,7 @@ from dunnage.worker.worker import Worker
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 KILLED_STATUS = 137
+NO_PID = 0xFFFF_FFFF  # upstream's -1 on the wire
 OOM_SCORE_LIMIT = 1000
 _DELETE_TIMEOUT_S = 4.0  # containerd allows 5 for the whole delete
 
@@ -146,6 +147,8 @@ class Launches:
             logging.getLogger("dunnage").setLevel(logging.DEBUG)
         group_id = self._group_of(flags, request)
         launch = _launch(request)
+        bundle = os.stat(request.cwd)
+        self._worker.begins(flags.namespace, flags.id, (bundle.st_dev, bundle.st_ino))
         served = self._worker.groups.get(group_name(flags.namespace, group_id))
         if served is None:
             directory = SOCKET_DIRECTORY if flags.address else os.path.join(self._worker.state, "s")
@@ -186,10 +189,10 @@ class Launches:
         try:
             bundle = Bundle.open(path)
         except Error:
-            return Ended(0, KILLED_STATUS, time.time_ns())
+            return Ended(NO_PID, KILLED_STATUS, time.time_ns())
         try:
             await self._worker.wait_created(flags.namespace, flags.id)
-            ended = self._worker.cleaned(bundle.identity)
+            ended = self._worker.cleaned(flags.namespace, flags.id, bundle.identity)
             if ended is not None:
                 return ended
             found = self._worker.find(flags.namespace, flags.id)
@@ -234,7 +237,7 @@ class Launches:
             except Error as error:
                 self._log.warning("failed to cleanup rootfs mount of %s: %s", flags.id, error)
         pid = _read_text(bundle, "init.pid") or ""
-        return Ended(int(pid) if pid.isdecimal() else 0xFFFF_FFFF, KILLED_STATUS, time.time_ns())
+        return Ended(int(pid) if pid.isdecimal() else NO_PID, KILLED_STATUS, time.time_ns())
 
     def _served_by(self, flags: shim_flags.Flags, request: LaunchRequest) -> ServedGroup | None:
         try:

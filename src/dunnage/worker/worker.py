@@ -219,9 +219,13 @@ class Worker:
         served.group.containers.pop(container.id, None)
         container.close()
 
-    def cleaned(self, identity: tuple[int, int]) -> Ended | None:
-        """How the container whose bundle directory this was ended, if it has been cleaned up not long ago."""
-        return self._ends.of_bundle(identity)
+    def begins(self, namespace: str, container_id: str, identity: tuple[int, int]) -> None:
+        """A container is about to be made in a bundle directory: what ended under its name or there was another."""
+        self._ends.forget(namespace, container_id, identity)
+
+    def cleaned(self, namespace: str, container_id: str, identity: tuple[int, int]) -> Ended | None:
+        """How the container of this bundle directory ended, if it has been cleaned up not long ago."""
+        return self._ends.of_bundle(namespace, container_id, identity)
 
     # Called by the services
 
@@ -236,7 +240,7 @@ class Worker:
         options: Options,
     ) -> Container:
         bundle = Bundle.open(path)
-        self._ends.forget(group.namespace, container_id, bundle.identity)
+        self.begins(group.namespace, container_id, bundle.identity)
         launch = served.take_launch(container_id)
         try:
             bundle.write_launch({"group": group.id, **launch.to_json()})
