@@ -99,12 +99,13 @@ class Containerd:
         prefix: Sequence[str] = (),
         environment: Mapping[str, str] = {},
         state: Path | None = None,
+        config: str = _CONFIG,
     ) -> None:
         self.directory, self.shim, self.namespace = directory, shim, f"t-{uuid.uuid4().hex[:8]}"
         self.address = f"{directory}/c.sock"
         self.mark = uuid.uuid4().hex
         self.log = directory / "containerd.log"
-        self.image_tar, self._prefix = image_tar, list(prefix)
+        self.image_tar, self._prefix, self._config = image_tar, list(prefix), config
         self._namespaces = {self.namespace}
         self._binary = shutil.which(binary, path=PATH) or binary
         self._ctr = shutil.which("ctr", path=f"{Path(self._binary).parent}:{PATH}") or "ctr"
@@ -115,7 +116,7 @@ class Containerd:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        (self.directory / "config.toml").write_text(_CONFIG.format(directory=self.directory, state=self.state))
+        (self.directory / "config.toml").write_text(self._config.format(directory=self.directory, state=self.state))
         self.start()
         try:
             self.ctr("image", "import", str(self.image_tar))

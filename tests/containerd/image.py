@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 BUSYBOX = Path("/bin/busybox")
@@ -17,7 +18,7 @@ NAME = "docker.io/library/dunnage-test:latest"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 
 
-def write_image(path: Path) -> None:
+def write_image(path: Path, *, command: Sequence[str] = ("/bin/sh",)) -> None:
     """Write the image's tar (OCI layout) to ``path``; `ctr image import` gives it ``NAME``."""
     layer = _layer()
     compressed = gzip.compress(layer, compresslevel=1, mtime=0)
@@ -31,7 +32,7 @@ def write_image(path: Path) -> None:
     config = {
         "architecture": _ARCHITECTURES[platform.machine()],
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+        "config": {"Env": ["PATH=/bin"], "Cmd": command, "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     manifest = {
