@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from dunnage.api.events_pb2 import TaskExit, TaskIO, TaskStart
+from dunnage.api.events_pb2 import TaskDelete, TaskExecStarted, TaskExit, TaskIO, TaskStart
 from dunnage.api.forward_pb2 import Envelope, ForwardRequest
 from dunnage.events.publisher import Publisher
 from dunnage.ttrpc.errors import Code, RpcError
@@ -153,9 +154,9 @@ async def test_the_oldest_is_dropped_by_name_when_too_many_wait(
     containerd = Containerd(tmp_path / "s")
     ledger = Ledger()
     to = publisher(containerd, ledger, limit=10)
-    to.publish(TaskExit(container_id="web", id="e1", pid=99))
+    to.publish(TaskExecStarted(container_id="web", exec_id="e1", pid=99))
     publish(to, range(10))
-    assert "event /tasks/exit web e1 is dropped: more than 10 wait for containerd" in caplog.text
+    assert "event /tasks/exec-started web e1 is dropped: more than 10 wait for containerd" in caplog.text
     await asyncio.sleep(0)  # the sender is at work on the first one now
     publish(to, range(10, 12))
     assert (to.waiting, len(ledger.records)) == (10, 10)
@@ -163,6 +164,41 @@ async def test_the_oldest_is_dropped_by_name_when_too_many_wait(
     assert await to.flush(5)
     assert containerd.got == list(range(2, 12))
     assert ledger.records == {}
+    await to.close()
+    await containerd.stop()
+
+
+@asynchronous
+async def test_an_exit_and_a_delete_are_never_dropped_however_many_wait(tmp_path: Path) -> None:
+    containerd = Containerd(tmp_path / "s")
+    ledger = Ledger()
+    to = publisher(containerd, ledger, limit=4)
+    for pid in range(6):
+        to.publish(TaskStart(container_id="c1", pid=pid))
+        to.publish(TaskExit(container_id="c1", id="c1", pid=pid))
+        to.publish(TaskDelete(container_id="c1", pid=pid))
+    assert (to.waiting, len(ledger.records)) == (12, 12)
+    containerd.start()
+    assert await to.flush(5)
+    assert [(envelope.topic.rpartition("/")[2]) for envelope in containerd.envelopes] == ["exit", "delete"] * 6
+    await to.close()
+    await containerd.stop()
+
+
+@asynchronous
+async def test_a_journal_that_forgets_nothing_holds_up_no_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullLedger(Ledger):
+        def done(self, entry: int) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+    containerd = Containerd(tmp_path / "s").start()
+    to = publisher(containerd, FullLedger())
+    publish(to, range(3))
+    assert await to.flush(5)
+    assert containerd.got == [0, 1, 2]
+    assert "record 1 stays in the journal" in caplog.text
     await to.close()
     await containerd.stop()
 

@@ -1,8 +1,9 @@
 """Events reach containerd in the order they were published, each at least once, however long containerd is away.
 
-Order holds because one task sends them, one at a time, and tries the same one again until containerd has it. What waits
-is bounded. A journal, where there is one, holds each event until containerd has acknowledged it, so that a process that
-starts again goes on where the last one stopped.
+Order holds because one task sends them, one at a time, and tries the same one again until containerd has it, or has
+refused it `REFUSALS` times. What waits is bounded: of too many the oldest goes, but never an exit or a delete, without
+which a client waits for ever for what has ended. A journal, where there is one, holds each event until containerd has
+acknowledged it, so that a process that starts again goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from dunnage import errors
+from dunnage.api import events_pb2
 from dunnage.api.anys import pack_bare, unpack
 from dunnage.api.forward_pb2 import Envelope, ForwardRequest
 from dunnage.events.topics import TOPICS, topic_of
@@ -28,7 +30,7 @@ SERVICE: Final = "containerd.services.events.ttrpc.v1.Events"
 METHOD: Final = "Forward"
 NAMESPACE_KEY: Final = "containerd-namespace-ttrpc"
 
-LIMIT: Final = 10_000  # events that wait for one containerd
+LIMIT: Final = 10_000  # events that wait for one containerd, but for exits and deletes, which may be more
 CALL_TIMEOUT_S: Final = 5.0  # containerd's own shim's
 REFUSALS: Final = 5  # how often containerd may refuse an event before it is given up
 FIRST_PAUSE_S: Final = 0.010
@@ -192,7 +194,10 @@ class Publisher:
 
     def _drop_beyond_limit(self) -> None:
         while len(self._waiting) > self._limit:
-            event = self._waiting.popleft()
+            event = next((event for event in self._waiting if event.envelope.topic not in _NEVER_DROPPED), None)
+            if event is None:
+                return
+            self._waiting.remove(event)
             self._log.error("event %s is dropped: more than %d wait for containerd", event, self._limit)
             self._done(event.entry)
 
@@ -206,8 +211,12 @@ class Publisher:
             return None
 
     def _done(self, entry: int | None) -> None:
-        if self._journal is not None and entry is not None:
+        if self._journal is None or entry is None:
+            return
+        try:
             self._journal.done(entry)
+        except Exception:  # noqa: BLE001 - the events behind it must go on; the next worker sends this one once more
+            self._log.exception("record %d stays in the journal", entry)
 
 
 class _Event:
@@ -231,3 +240,4 @@ class _Event:
 
 
 _AWAY = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
+_NEVER_DROPPED = frozenset({TOPICS[events_pb2.TaskExit], TOPICS[events_pb2.TaskDelete]})
