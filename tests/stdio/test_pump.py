@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import logging
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from tests.stdio.streams import LIMIT_S, LOG, read_to_end, until_quiet, write_all
 
 from dunnage.stdio import PipeBudget
+from dunnage.stdio import pump as pump_module
 from dunnage.stdio.pump import TURN_BYTES, Pump, Splice
 
 
@@ -150,6 +152,64 @@ def test_a_moment_without_memory_costs_no_byte() -> None:
         os.close(line.writer)
         assert await read_to_end(line.reader) == b"all of it"
         await line.ended.wait()
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_sink_is_left_even_when_there_is_no_descriptor_for_dev_null() -> None:
+    async def scenario() -> None:
+        line = Line()
+        os.close(line.reader)
+        os.write(line.writer, b"more")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            line.pump.start()
+            line.pump.turn()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(line.writer)
+        await asyncio.wait_for(line.ended.wait(), LIMIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_source_that_fails_for_ever_ends(caplog: pytest.LogCaptureFixture) -> None:
+    tries = itertools.count()
+
+    def fails(src: int, dst: int, count: int, *, flags: int) -> int:
+        assert next(tries) < 10
+        raise OSError(errno.EIO, "broken")
+
+    async def scenario() -> None:
+        line = Line(splice=fails)
+        os.write(line.writer, b"more")
+        line.pump.start()
+        await asyncio.wait_for(line.ended.wait(), LIMIT_S)
+        os.close(line.writer)
+        os.close(line.reader)
+
+    asyncio.run(scenario())
+    assert "error reading line: [Errno 5] broken" in caplog.text
+
+
+def test_a_stopped_pump_watches_nothing_however_often_it_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "PAUSE_S", 0.0)
+
+    def has_no_memory(src: int, dst: int, count: int, *, flags: int) -> int:
+        raise OSError(errno.ENOMEM, "ever")
+
+    async def scenario() -> None:
+        line = Line(splice=has_no_memory)
+        line.pump.start()
+        line.pump.turn()
+        line.pump.let_end()
+        line.pump.turn()
+        line.pump.stop()
+        await until_quiet()
+        assert not asyncio.get_running_loop().remove_reader(line.source)
+        for fd in (line.source, line.writer, line.reader, line.sink):
+            os.close(fd)
 
     asyncio.run(scenario())
 

@@ -24,7 +24,7 @@ from dunnage.stdio.fifo import readable_bytes
 
 TURN_BYTES = 1024 * 1024  # then it is another pump's turn
 NARROW_AFTER_S = 1.0  # a widened pipe that moved little for so long is cut again
-PAUSE_S = 0.1  # when the kernel has no memory for a transfer
+PAUSE_S = 0.1  # when the kernel has no memory for a transfer, or no descriptor for /dev/null
 BUSY_TRANSFERS = 8  # so many large transfers in a row make a stream busy
 _COPY_FILE_BYTES = 64 * 1024
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -42,8 +42,8 @@ class _SinkFailed(Exception):
     """Its cause is the OSError."""
 
 
-class _NoMemory(Exception):
-    """The kernel's, and perhaps only this moment's."""
+class _Scarce(Exception):
+    """The kernel has no memory, or no descriptor, for it: perhaps only this moment."""
 
 
 class Pump:
@@ -74,6 +74,7 @@ class Pump:
         self._source_is_terminal = os.isatty(source)
         self._copies = False
         self._in_hand = b""
+        self._discards = False
         self._null: int | None = None
         self._watched: int | None = None
         self._may_end = not self._source_is_terminal
@@ -113,11 +114,12 @@ class Pump:
 
     def discard(self) -> None:
         """From now on the bytes go to /dev/null; the sink is no longer touched."""
-        if self._null is not None:
+        if self._discards:
             return
         was_watching = self._watched is not None
         self._unwatch()
-        self._sink = self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        self._discards = True
+        self._sink = -1  # /dev/null is opened by the turn that has something for it
         self._in_hand = b""
         self._copies = False
         if self._running and was_watching:
@@ -128,6 +130,8 @@ class Pump:
         left = TURN_BYTES
         while left > 0 and self._running:
             try:
+                if self._discards and self._null is None:
+                    self._open_null()
                 moved = self._copy() if self._copies else self._move(left)
             except BlockingIOError:
                 self._rest()
@@ -136,7 +140,7 @@ class Pump:
                 self._report(failure.__cause__)
                 self.discard()
                 continue
-            except _NoMemory:
+            except _Scarce:
                 self._pause()
                 return
             except _SourceEnded:
@@ -149,6 +153,12 @@ class Pump:
 
     # one transfer
 
+    def _open_null(self) -> None:
+        try:
+            self._sink = self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _Scarce from error
+
     def _move(self, limit_bytes: int) -> int:
         try:
             moved = self._splice(self._source, self._sink, limit_bytes, flags=_FLAGS)
@@ -159,8 +169,11 @@ class Pump:
                 self._copies = True
                 return 0
             if error.errno == errno.ENOMEM:
-                raise _NoMemory from error
+                raise _Scarce from error
             if error.errno == errno.EIO and self._source_is_terminal:
+                raise _SourceEnded from error
+            if self._discards:  # /dev/null takes all there is: it was the source that failed
+                self._log.error("error reading %s: %s", self.name, error)
                 raise _SourceEnded from error
             raise _SinkFailed from error
         if moved == 0:
@@ -228,6 +241,8 @@ class Pump:
 
     def _pause(self) -> None:
         self._unwatch()
+        if self._pausing is not None:
+            self._pausing.cancel()
         if self._loop is not None:
             self._pausing = self._loop.call_later(PAUSE_S, self._wait_for_source)
 
