@@ -9,7 +9,7 @@ import pytest
 
 from dunnage.container.container import Container
 from dunnage.container.group import Group
-from dunnage.errors import AlreadyExists, NotFound, Unavailable
+from dunnage.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 
 CONTAINER = cast(Container, object())  # a group only keeps it
 
@@ -99,4 +99,26 @@ def test_nothing_is_created_in_a_group_that_has_ended(group: Group) -> None:
     group.close()
     with pytest.raises(Unavailable, match=r"^group pod has ended$"):
         group.begin_create("c1")
+    assert group.is_empty
+
+
+def test_a_container_is_being_taken_up_until_it_is_there_or_not(group: Group) -> None:
+    group.begin_create("c0")
+    assert not group.is_taking_up("c0")
+    for container_id, found in (("c1", CONTAINER), ("c2", None)):
+        group.begin_take_up(container_id)
+        assert group.is_taking_up(container_id)
+        group.end_create(container_id, found)
+        assert not group.is_taking_up(container_id)
+
+
+def test_a_lost_container_is_refused_and_keeps_its_group(group: Group) -> None:
+    group.begin_take_up("c1")
+    group.lose("c1", "its record is torn")
+    assert not group.is_taking_up("c1")
+    assert not group.is_empty
+    for ask in (group.container, group.begin_create):
+        with pytest.raises(FailedPrecondition, match=r"^container c1 cannot be taken up: its record is torn$"):
+            ask("c1")
+    del group.lost["c1"]
     assert group.is_empty

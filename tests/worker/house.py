@@ -213,6 +213,12 @@ class House:
                     return pid
         return 0
 
+    async def wait_gone(self, pid: int) -> None:
+        """Until the process is reaped; nothing tells of that."""
+        async with asyncio.timeout(LIMIT_S):
+            while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     def kill_worker(self) -> None:
         os.kill(self.worker(), signal.SIGKILL)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.worker.house import House, Killer, Task, open_house
+from tests.worker.house import LIMIT_S, House, Killer, Task, open_house
+
+from dunnage.api import task_pb2
+from dunnage.ttrpc.errors import Code, RpcError
 
 pytestmark = pytest.mark.real
 
@@ -215,3 +219,95 @@ def test_a_pod_s_last_end_and_next_beginning_do_not_meet(directory: Path, rootfs
         await finish(last)
 
     perform(directory, rootfs, scenario)
+
+
+def test_a_container_that_hangs_while_it_is_taken_up_keeps_its_siblings_clients_not_waiting(
+    directory: Path, rootfs: Path
+) -> None:
+    release = directory / "release"
+    os.mkfifo(release)
+    hanging = directory / "hanging"
+    hanging.write_text(f'#!/bin/sh\ncase " $* " in *" start "*) read line < {release};; esac\nexec runc "$@"\n')
+    hanging.chmod(0o755)
+
+    async def scenario(house: House) -> None:
+        sibling = await house.start_shim("c1", ["sleep", "100"], group="pod")
+        await sibling.create()
+        await sibling.call("Start")
+        task = await house.start_shim("c2", ["sleep", "100"], group="pod")
+        pid = await task.create(hanging)
+        starting = asyncio.create_task(task.call("Start"))
+        writer = await asyncio.to_thread(os.open, release, os.O_WRONLY)
+        house.kill_worker()
+        asked = [asyncio.create_task(task.call("State")), asyncio.create_task(task.call("Wait"))]
+        async with asyncio.timeout(2):
+            await Task(house, "c1", task.client).call("State")  # over the same connection, and asked later
+            await sibling.call("State")
+        await sibling.call("Kill", signal=9)
+        assert (await sibling.call("Wait")).exit_status == 137
+        assert not any(call.done() for call in [starting, *asked])
+        os.close(writer)
+        assert (await starting).pid == pid
+        assert (await asked[0]).pid == pid
+        assert house.told("c2") == ["Create", "Start"]
+        await task.call("Kill", signal=9)
+        assert (await asked[1]).exit_status == 137
+        await finish(task)
+        await finish(sibling)
+
+    perform(directory, rootfs, scenario)
+
+
+@pytest.mark.parametrize("file", ["dunnage.json", "dunnage-launch.json"])
+def test_a_container_that_cannot_be_taken_up_is_refused_and_left_alone_until_its_delete(
+    directory: Path, rootfs: Path, file: str
+) -> None:
+    async def scenario(house: House) -> None:
+        sibling = await house.start_shim("c1", ["sleep", "100"], group="pod")
+        task = await house.start_shim("c2", ["sh", "-c", "echo said; exec sleep 100"], group="pod")
+        fifo = house.directory / "out"
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        await sibling.create()
+        pid = await task.create(stdout=str(fifo), stderr=str(fifo))
+        await task.call("Start")
+        path = house.bundle("c2") / file
+        written = path.read_text()
+        path.write_text('{"version": 99}' if file == "dunnage.json" else "{")
+        house.kill_worker()
+        await sibling.call("Kill", signal=9)
+        await sibling.call("Wait")
+        for method in ("State", "Wait", "Delete", "Start"):
+            with pytest.raises(RpcError, match=f"container c2 cannot be taken up: .*{file}") as refused:
+                await task.call(method)
+            assert refused.value.code is Code.FAILED_PRECONDITION
+        await sibling.call("Delete")
+        await sibling.call("Shutdown")
+        await task.call("Shutdown")
+        await house.launch("delete", "c1")
+        assert await asyncio.to_thread(wait_readable, reader) == b"said\n"
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        assert os.path.exists(f"/proc/{pid}")
+        # a worker that can read it goes on with it
+        path.write_text(written)
+        house.kill_worker()
+        assert (await task.call("State")).pid == pid
+        path.write_text("")
+        house.kill_worker()
+        with pytest.raises(RpcError, match="cannot be taken up"):
+            await task.call("State")
+        ended = task_pb2.DeleteResponse.FromString((await house.launch("delete", "c2")).stdout)
+        assert (ended.pid, ended.exit_status) == (pid, 137)
+        await house.wait_gone(pid)
+        assert os.read(reader, 1) == b"", "nobody holds the client's fifo"
+        os.close(reader)
+        with pytest.raises(ConnectionError):
+            await task.call("State")
+
+    perform(directory, rootfs, scenario)
+
+
+def wait_readable(fd: int) -> bytes:
+    select.select([fd], [], [], LIMIT_S)
+    return os.read(fd, 100)

@@ -2,6 +2,9 @@
 
 A ``start`` announces a container, its Create takes the announcement up, its Delete ends it. A group that has neither
 containers nor announcements may close (shim v2, §1.10: Shutdown is called after every container of a group).
+
+A new worker takes up a former one's containers one by one: who names one meanwhile waits (``is_taking_up``). One that
+it cannot take up is lost: its name is refused, and its group stays for it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import asyncio
 from collections.abc import Iterable
 
 from dunnage.container.container import Container
-from dunnage.errors import AlreadyExists, NotFound, Unavailable
+from dunnage.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 
 
 class Group:
@@ -21,12 +24,16 @@ class Group:
         self.id = group_id
         self.address = address
         self.containers: dict[str, Container] = {}
+        self.lost: dict[str, str] = {}
+        """Those that cannot be taken up, by id, and why."""
         self._creating: dict[str, asyncio.Event] = {}
+        self._taking_up: set[str] = set()
         self._announced: dict[str, float] = {}
         self._closed = False
 
     def container(self, container_id: str) -> Container:
-        """Raises NotFound in the words containerd's clients know."""
+        """Raises NotFound in the words containerd's clients know; FailedPrecondition for one that is lost."""
+        self._refuse_lost(container_id)
         if container_id not in self.containers:
             raise NotFound("container not created")
         return self.containers[container_id]
@@ -34,7 +41,7 @@ class Group:
     @property
     def is_empty(self) -> bool:
         """True if nothing is here and nothing is to come."""
-        return not (self.containers or self._creating or self._announced)
+        return not (self.containers or self.lost or self._creating or self._announced)
 
     def announce(self, container_id: str, until: float) -> None:
         """A ``start`` was answered: its Create is awaited until then (in the clock of ``expire``)."""
@@ -55,6 +62,7 @@ class Group:
         """Take up an announcement. Raises AlreadyExists for an id that is here or is being created."""
         if self._closed:
             raise Unavailable(f"group {self.id} has ended")
+        self._refuse_lost(container_id)
         if container_id in self.containers or container_id in self._creating:
             raise AlreadyExists(f"container {container_id}")
         self._creating[container_id] = asyncio.Event()
@@ -64,6 +72,7 @@ class Group:
         """The Create is over; None: it failed."""
         if container is not None:
             self.containers[container_id] = container
+        self._taking_up.discard(container_id)
         over = self._creating.pop(container_id, None)
         if over is not None:
             over.set()
@@ -72,6 +81,25 @@ class Group:
         """Wait until nobody creates this id any more, if somebody does."""
         while container_id in self._creating:
             await self._creating[container_id].wait()
+
+    def begin_take_up(self, container_id: str) -> None:
+        """As ``begin_create``, for a container that a former worker had; ``end_create`` ends it, or ``lose``."""
+        self.begin_create(container_id)
+        self._taking_up.add(container_id)
+
+    def is_taking_up(self, container_id: str) -> bool:
+        """True while nothing can be said of this container yet: ``wait_created`` waits until it can."""
+        return container_id in self._taking_up
+
+    def lose(self, container_id: str, reason: str) -> None:
+        """A former worker's container cannot be taken up: nothing is done with it but what ends it."""
+        self.lost[container_id] = reason
+        self.withdraw(container_id)
+        self.end_create(container_id, None)
+
+    def _refuse_lost(self, container_id: str) -> None:
+        if container_id in self.lost:
+            raise FailedPrecondition(f"container {container_id} cannot be taken up: {self.lost[container_id]}")
 
     def close(self) -> None:
         """The group is empty and leaves its address: nothing is created in it any more."""

@@ -198,7 +198,9 @@ class Launches:
             found = self._worker.find(flags.namespace, flags.id)
             if found is not None and found[1].bundle.identity == bundle.identity:
                 return await self._destroy(*found)
-            return await self._clean_up(flags, request, bundle)
+            ended = await self._clean_up(flags, request, bundle)
+            self._worker.forget_lost(flags.namespace, flags.id)
+            return ended
         finally:
             bundle.close()
             served = self._served_by(flags, request)

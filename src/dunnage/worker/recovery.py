@@ -24,9 +24,10 @@ PATIENCE_S = 0.5
 
 
 async def recover(worker: Worker, *, log: logging.Logger) -> None:
-    """Rebuild groups and containers, then serve their connections, with what was not answered first.
+    """Rebuild groups, find their containers, and serve their connections, with what was not answered first; then take
+    the containers up.
 
-    A group whose containers need longer than ``PATIENCE_S`` keeps its own clients waiting, and nobody else.
+    Who names a container that is being taken up waits for it, and nobody else; launchers wait ``PATIENCE_S`` at most.
     """
     fds = dict(worker.keeper.fds)
     for name, fd in fds.items():
@@ -36,13 +37,13 @@ async def recover(worker: Worker, *, log: logging.Logger) -> None:
     for name, fd in fds.items():
         if name.startswith("listener:"):
             _take_up_listener(worker, name, fd)
-    _take_up_connections(worker, fds)
     found: dict[str, list[_Found]] = {name: [] for name in worker.groups}
     for name, fd in fds.items():
         if name.startswith("bundle:"):
             container = _find(worker, name.removeprefix("bundle:"), fd, fds, log)
             if container is not None:
                 found[container.served.name].append(container)
+    _take_up_connections(worker, fds)  # now that it is known who is there
     done = worker.in_background(_finish(worker, found, log))
     await asyncio.wait((done,), timeout=PATIENCE_S)
 
@@ -69,7 +70,6 @@ def _take_up_group(worker: Worker, fd: int) -> None:
         containerd_address=about["containerd_address"],
         ttrpc_address=about["ttrpc_address"],
     )
-    served.hold()
     for container_id, launch in about["launches"].items():
         worker.announce(served, container_id, Launch.from_json(launch))
 
@@ -104,16 +104,21 @@ def _find(worker: Worker, name: str, fd: int, fds: Mapping[str, int], log: loggi
     """None for what is no container any more, or cannot be read: then it is left as it is, and named."""
     namespace, _, container_id = name.partition("/")
     bundle = Bundle(_path_of(fd), fd)
+    served = None
     try:
-        launch, record = bundle.read_launch(), bundle.read_record()
+        launch = bundle.read_launch()
         served = worker.groups.get(group_name(namespace, launch["group"])) if launch else None
         if launch is not None and served is not None:
+            record = bundle.read_record()
             ends = _ends(f"io:{name}", fds)
             found = _Found(served, container_id, bundle, record, Launch.from_json(launch), ends)
-            served.group.begin_create(container_id)
+            served.group.begin_take_up(container_id)
             return found
     except (Error, LookupError, TypeError, ValueError) as error:
         log.error("container %s cannot be taken up: %s", name, error, exc_info=error)
+        worker.lose(namespace, container_id, served, str(error))
+        for end_fd in _ends(f"io:{name}", fds).values():
+            os.close(end_fd)  # the store goes on holding what it stands for
         bundle.close()
         return None
     # it was deleted, and the last worker had no time to let go of it
@@ -127,21 +132,19 @@ def _find(worker: Worker, name: str, fd: int, fds: Mapping[str, int], log: loggi
 
 async def _finish(worker: Worker, found: Mapping[str, Sequence[_Found]], log: logging.Logger) -> None:
     groups = [_finish_group(worker, worker.groups[name], containers, log) for name, containers in found.items()]
-    if all(await asyncio.gather(*groups)):
+    await asyncio.gather(*groups)
+    if not worker.has_lost:
         worker.host.adopt_the_rest()
 
 
-async def _finish_group(worker: Worker, served: ServedGroup, found: Sequence[_Found], log: logging.Logger) -> bool:
-    taken_up = await asyncio.gather(*(_take_up_container(worker, container, log) for container in found))
-    served.serve()
+async def _finish_group(worker: Worker, served: ServedGroup, found: Sequence[_Found], log: logging.Logger) -> None:
+    await asyncio.gather(*(_take_up_container(worker, container, log) for container in found))
     # whoever asks again for something that is gone is answered first
     asyncio.get_running_loop().call_later(PATIENCE_S, worker.close_if_empty, served)
-    return all(taken_up)
 
 
-async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger) -> bool:
-    """False where it is left as it is."""
-    taken_up = None
+async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger) -> None:
+    group, taken_up = found.served.group, None
     try:
         container = _restored(worker, found)
         if found.record is None or not found.record["init"]["pid"]:
@@ -152,10 +155,10 @@ async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger)
             taken_up = container
     except Exception as error:
         log.error("container %s cannot be taken up: %s", found.container_id, error, exc_info=error)
-        return False
+        worker.lose(group.namespace, found.container_id, found.served, f"{type(error).__name__}: {error}")
+        found.bundle.close()  # so that what is written down stays as it is
     finally:
-        found.served.group.end_create(found.container_id, taken_up)
-    return True
+        group.end_create(found.container_id, taken_up)
 
 
 def _restored(worker: Worker, found: _Found) -> Container:

@@ -99,7 +99,6 @@ class ServedGroup:
         self.containerd_address = containerd_address
         self.ttrpc_address = ttrpc_address
         self._keeper = keeper
-        self._held: list[tuple[str, int, Unanswered | None]] | None = None
 
     @property
     def name(self) -> str:
@@ -143,9 +142,6 @@ class ServedGroup:
 
     def attach(self, connection: str, fd: int, unanswered: Unanswered | None = None) -> None:
         """Serve a connection that the keeper accepted; with what a former worker has not answered."""
-        if self._held is not None:
-            self._held.append((connection, fd, unanswered))
-            return
         before = unanswered or Unanswered()
         try:
             self.server.attach(
@@ -158,16 +154,6 @@ class ServedGroup:
         except (OSError, ValueError) as error:
             self.server.log.error("connection %s cannot be served: %s", connection, error)
             self._keeper.release(connection)
-
-    def hold(self) -> None:
-        """Let connections wait for ``serve``: what is asked there needs containers that are still being taken up."""
-        self._held = []
-
-    def serve(self) -> None:
-        """Serve the connections that wait, and each one to come at once."""
-        held, self._held = self._held or [], None
-        for connection, fd, unanswered in held:
-            self.attach(connection, fd, unanswered)
 
     def leave(self) -> None:
         """Take the address away, so that a new group of the same name may come at once."""
@@ -184,7 +170,6 @@ class ServedGroup:
 
     async def close(self) -> None:
         """End the connections, after ``leave``."""
-        self.serve()
         await self.server.close()
 
 

@@ -6,11 +6,14 @@ Nothing here decides what a container may do (``container``) or what a launcher 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+from google.protobuf.message import Message
 
 from dunnage.config import Config
 from dunnage.container.bundle import Bundle
@@ -27,7 +30,7 @@ from dunnage.service.codes import translate
 from dunnage.service.task import SERVICES, TaskService
 from dunnage.stdio import PipeBudget
 from dunnage.ttrpc.errors import RpcError
-from dunnage.ttrpc.server import Server
+from dunnage.ttrpc.server import Call, Method, Server
 from dunnage.worker.ends import Ends
 from dunnage.worker.event_log import EventLog
 from dunnage.worker.host import ContainerSpawner, KeeperHost
@@ -67,6 +70,7 @@ class Worker:
         self.event_log = EventLog()
         self._publishers: dict[tuple[str, str], Publisher] = {}
         self._ends = Ends(Journal("journal:ends", keeper.store, keeper.fds.get("journal:ends")))
+        self._lost: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Groups
@@ -92,7 +96,7 @@ class Worker:
             recall=lambda container_id: self._ends.take_unanswered(namespace, container_id),
             log=self.log,
         )
-        methods = service.methods()
+        methods = {name: _after_take_up(group, method) for name, method in service.methods().items()}
         server = Server(
             dict.fromkeys(SERVICES, methods),
             log=self.log,
@@ -219,6 +223,33 @@ class Worker:
         served.group.containers.pop(container.id, None)
         container.close()
 
+    def lose(self, namespace: str, container_id: str, served: ServedGroup | None, reason: str) -> None:
+        """A former worker's container cannot be taken up. It is left as it is until a launcher's ``delete``: its group
+        stays, and its name is refused, in all groups of the namespace where nobody knows its own."""
+        self._lost.add((namespace, container_id))
+        for one in self.groups.values() if served is None else (served,):
+            if one.group.namespace == namespace:
+                one.group.lose(container_id, reason)
+
+    @property
+    def has_lost(self) -> bool:
+        return bool(self._lost)
+
+    def forget_lost(self, namespace: str, container_id: str) -> None:
+        """A container that could not be taken up is gone: give back what the store holds for it. Idempotent."""
+        if (namespace, container_id) not in self._lost:
+            return
+        self._lost.discard((namespace, container_id))
+        name = f"{namespace}/{container_id}"
+        for stored in self.keeper.fds:
+            if stored == f"bundle:{name}" or stored.startswith((f"io:{name}:", f"io:{name}/")):
+                self.keeper.release(stored)
+        for served in list(self.groups.values()):
+            if served.group.namespace == namespace and served.group.lost.pop(container_id, None) is not None:
+                self.close_if_empty(served)
+        if not self._lost:
+            self.host.adopt_the_rest()
+
     def begins(self, namespace: str, container_id: str, identity: tuple[int, int]) -> None:
         """A container is about to be made in a bundle directory: what ended under its name or there was another."""
         self._ends.forget(namespace, container_id, identity)
@@ -239,15 +270,18 @@ class Worker:
         rootfs: tuple[Mount, ...],
         options: Options,
     ) -> Container:
-        bundle = Bundle.open(path)
-        self.begins(group.namespace, container_id, bundle.identity)
-        launch = served.take_launch(container_id)
         try:
-            bundle.write_launch({"group": group.id, **launch.to_json()})
-        except OSError as error:
-            bundle.close()
-            raise Error(f"bundle {path} cannot be written: {error.strerror}") from error
-        self.keeper.store(f"bundle:{group.namespace}/{container_id}", bundle.directory)
+            bundle = Bundle.open(path)
+            self.begins(group.namespace, container_id, bundle.identity)
+            launch = served.launches.get(container_id, served.launch)
+            try:
+                bundle.write_launch({"group": group.id, **launch.to_json()})
+            except OSError as error:
+                bundle.close()
+                raise Error(f"bundle {path} cannot be written: {error.strerror}") from error
+            self.keeper.store(f"bundle:{group.namespace}/{container_id}", bundle.directory)
+        finally:
+            served.take_launch(container_id)  # the bundle has it now: a death in between loses nothing
         return self.container_value(
             served, container_id, bundle, io=io, rootfs=rootfs, options=options, launch=launch
         )  # fmt: skip
@@ -295,3 +329,27 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _after_take_up(group: Group, method: Method) -> Method:
+    """The same method, which waits while the container it is asked about is being taken up."""
+    request_class, handler = method
+    if inspect.iscoroutinefunction(handler):
+
+        async def ask(request: Any, call: Call) -> Message:
+            if group.is_taking_up(request.id):
+                await group.wait_created(request.id)
+            answer: Message = await handler(request, call)
+            return answer
+
+        return Method(request_class, ask)
+
+    async def wait_and_ask(request: Any, call: Call) -> Message:
+        await group.wait_created(request.id)
+        answer = handler(request, call)
+        return answer if isinstance(answer, Message) else await answer
+
+    def ask_at_once(request: Any, call: Call) -> Message | Awaitable[Message]:
+        return wait_and_ask(request, call) if group.is_taking_up(request.id) else handler(request, call)
+
+    return Method(request_class, ask_at_once)
