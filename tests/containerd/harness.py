@@ -313,7 +313,7 @@ class Containerd:
         return self.state / "io.containerd.runtime.v2.task" / self.namespace / container_id
 
     def leftovers(self) -> list[str]:
-        """Containers, tasks, bundles, mounts and (Go's) shims, given 5 s to go."""
+        """Containers, tasks, bundles, cgroups, mounts and (Go's) shims, given 5 s to go."""
         deadline = time.monotonic() + 5
         while True:
             left = self._leftovers()
@@ -334,6 +334,7 @@ class Containerd:
                 left += [f"task {name} {pid_status}" for name, pid_status in self.tasks().items()]
                 left += [f"bundle {name}" for name in _listed(str(self.bundle("x").parent))]
                 left += [f"runtime state {name}" for name in _listed(f"/run/containerd/runc/{namespace}")]
+                left += [f"cgroup {path}" for path in cgroups_below(namespace)]
         return left
 
     def mounts(self) -> list[str]:
@@ -533,13 +534,20 @@ def fds(pid: int) -> list[str]:
 
 def remove_cgroups(namespace: str) -> None:
     """Remove the (empty) cgroups `/<namespace>` that runc leaves in every hierarchy."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if " - cgroup" not in line:
-            continue
-        top = f"{line.split()[4]}/{namespace}"
+    for top in _cgroups_named(namespace):
         for path, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+
+
+def cgroups_below(namespace: str) -> list[str]:
+    """Those of containers: the directories in `/<namespace>` of every hierarchy."""
+    return [f"{top}/{name}" for top in _cgroups_named(namespace) for name in next(os.walk(top), ("", [], []))[1]]
+
+
+def _cgroups_named(name: str) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [f"{line.split()[4]}/{name}" for line in lines if " - cgroup" in line]
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -46,8 +46,9 @@ def test_limits_umask_environment_and_oom_score_are_those_under_the_go_shim(
 
 def exec_shows(containerd: Containerd) -> bytes:
     containerd.run_detached("c2", "sleep", "1000")
-    shown = containerd.exec("c2", "sh", "-c", SHOW).stdout
+    status, shown, _ = containerd.exec("c2", "sh", "-c", SHOW)
     containerd.remove("c2")
+    assert status == 0
     return shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 
@@ -32,8 +33,9 @@ def check_baseline(containerd: Containerd, before: tuple[int, int, list[str]]) -
     assert not any(link.startswith("pipe:") for link in open_in_worker(containerd))
 
 
-def run_at_once(containerd: Containerd, count: int, at_once: int) -> None:
-    """Run ``true`` in ``count`` containers, ``at_once`` clients at any time."""
+def run_at_once(containerd: Containerd, count: int, at_once: int) -> list[tuple[int, ...]]:
+    """Run ``true`` in ``count`` containers, ``at_once`` clients at any time; returns the shims seen now and then."""
+    shims = []
     numbers = itertools.count()
     running: list[tuple[int, subprocess.Popen[bytes]]] = []
     started = 0
@@ -46,6 +48,17 @@ def run_at_once(containerd: Containerd, count: int, at_once: int) -> None:
         number, process = running.pop(0)
         output, _ = process.communicate(timeout=60)
         assert (process.returncode, output) == (0, b""), (number, output)
+        if number % at_once == 0:
+            shims.append(keepers_and_workers(containerd))
+    return shims
+
+
+def keepers_and_workers(containerd: Containerd) -> tuple[int, ...]:
+    """Launchers come and go, as do the children that the keeper forks for mounts."""
+    shims = containerd.shims()
+    pids = {shim.pid for shim in shims}
+    keepers = [shim.pid for shim in shims if " keeper " in shim.argv and shim.parent not in pids]
+    return *keepers, *(shim.pid for shim in shims if " worker " in shim.argv)
 
 
 def check_events(topics: list[str]) -> None:
@@ -53,16 +66,17 @@ def check_events(topics: list[str]) -> None:
 
 
 def test_containers_one_after_the_other_8_at_a_time(containerd: Containerd) -> None:
-    count = 200 if containerd.shim.oci_runtime == "runc" else 60
+    count = 200
     before = None if containerd.shim.is_go else baseline(containerd)
     with containerd.events() as events:
-        run_at_once(containerd, count, 8)
+        shims = run_at_once(containerd, count, 8)
         events.wait_for(lambda: sum(e.topic == "/tasks/delete" for e in events.seen) == count, "every delete is told")
         events.read_all(0.3)
         assert {number: events.topics(f"m{number}") for number in range(count)} == dict.fromkeys(
             range(count), WHOLE_LIFE
         )
     if before is not None:
+        assert set(shims) == {before[:2]}, "one keeper and one worker throughout"
         check_baseline(containerd, before)
 
 
@@ -79,6 +93,8 @@ def test_fifty_running_at_once(containerd: Containerd) -> None:
         assert {name: status for name, (_, status) in containerd.tasks().items()} == dict.fromkeys(names, "RUNNING")
         if before is not None:
             assert (containerd.keeper().pid, containerd.worker().pid) == before[:2]
+        addresses = {(containerd.bundle(name) / "address").read_text().removeprefix("unix://") for name in names}
+        assert all(map(os.path.exists, addresses))
         for name in names:
             containerd.ctr("task", "kill", "-s", "9", name)
         events.wait_for(lambda: sum(e.topic == "/tasks/exit" for e in events.seen) == 50, "every exit is told")
@@ -89,6 +105,8 @@ def test_fifty_running_at_once(containerd: Containerd) -> None:
         events.read_all(0.3)
         assert {name: events.topics(name) for name in names} == dict.fromkeys(names, WHOLE_LIFE)
         assert {event.fields["exit_status"] for event in events.seen if event.topic == "/tasks/exit"} == {137}
+    assert containerd.leftovers() == []
+    wait_until(lambda: not any(map(os.path.exists, addresses)), "the sockets are gone")
     if before is not None:
         check_baseline(containerd, before)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import select
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 
@@ -19,6 +22,11 @@ pytestmark = pytest.mark.real
 
 NUMBERS = hashlib.sha256(b"".join(b"%d\n" % number for number in range(1, 5_000_001))).hexdigest()
 F_GETPIPE_SZ = 1032
+CAPABILITIES = (  # ctr's
+    *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP"),
+    *("NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+)
+WITHOUT_CAPABILITIES = [word for name in CAPABILITIES for word in ("--cap-drop", f"CAP_{name}")]
 
 
 def checksum_of(process: subprocess.Popen[bytes], *, stall_after: int | None = None, stall_s: float = 0) -> str:
@@ -105,6 +113,7 @@ def test_a_container_whose_stdout_nobody_reads_is_not_killed_for_its_memory(cont
     with containerd.popen(*arguments, stdout=write_end) as process:
         os.close(write_end)
         wait_until(lambda: containerd.tasks().get("c1", (0, ""))[1] == "RUNNING", "it runs")
+        assert memory_limit_of(containerd.tasks()["c1"][0]) == 16 << 20
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
         count = 0
@@ -118,9 +127,7 @@ def test_a_container_whose_stdout_nobody_reads_is_not_killed_for_its_memory(cont
 @pytest.mark.long
 def test_a_pipe_made_by_a_container_is_64_kib_with_100_busy_streams(containerd: Containerd) -> None:
     """The quota for pipes (fs.pipe-user-pages-soft) belongs to all of uid 0, containers without capabilities too."""
-    containerd.run_detached(
-        "c1", "sleep", "1000", options=["--cap-drop", "CAP_SYS_RESOURCE", "--cap-drop", "CAP_SYS_ADMIN"]
-    )
+    containerd.run_detached("c1", "sleep", "1000", options=WITHOUT_CAPABILITIES)
     fifos = containerd.directory / "fifos"  # the clients are killed, and leave theirs
     streams = [
         containerd.popen(*f"task exec --fifo-dir {fifos} --exec-id s{number} c1 cat /dev/zero".split(), stdout=PIPE)
@@ -129,16 +136,48 @@ def test_a_pipe_made_by_a_container_is_64_kib_with_100_busy_streams(containerd: 
     for stream in streams:
         assert stream.stdout is not None
         assert os.read(stream.stdout.fileno(), 4096)
-    containerd.run_detached(
-        "c2", "sh", "-c", "sleep 1000 | cat", options=["--cap-drop", "CAP_SYS_RESOURCE", "--cap-drop", "CAP_SYS_ADMIN"]
-    )
-    pid = containerd.tasks()["c2"][0]
-    assert pipe_sizes_of_children(pid) == {65536}
+    with read_by_a_thread(streams):
+        containerd.run_detached("c2", "sh", "-c", "sleep 1000 | cat", options=WITHOUT_CAPABILITIES)
+        pid = containerd.tasks()["c2"][0]
+        assert "CapEff:\t0000000000000000" in Path(f"/proc/{pid}/status").read_text()
+        assert pipe_sizes_of_children(pid) == {65536}
     for name in ("c1", "c2"):
         containerd.remove(name)
     for stream in streams:
         stream.kill()
         stream.communicate()
+
+
+@contextlib.contextmanager
+def read_by_a_thread(clients: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Meanwhile their output is read and thrown away, so that it flows: at least 16 KiB of each."""
+    ready, done = threading.Event(), threading.Event()
+    left = {client.stdout: 1 << 14 for client in clients if client.stdout is not None}
+
+    def read() -> None:
+        while not done.is_set():
+            for stdout in select.select(list(left), [], [], 0.1)[0]:
+                left[stdout] -= len(os.read(stdout.fileno(), 1 << 16))
+            if all(count <= 0 for count in left.values()):
+                ready.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert ready.wait(60), "all of them flow"
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def memory_limit_of(pid: int) -> int:
+    """That of the cgroup it is in, version 1 or 2."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":
+            return int(Path(f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes").read_text())
+    return int(Path(f"/sys/fs/cgroup{path}/memory.max").read_text())
 
 
 def pipe_sizes_of_children(pid: int) -> set[int]:
