@@ -116,9 +116,15 @@ def ask(path: str, frame: bytes, deadline: float) -> Answer | None:
         limit(peer, _socket.SO_SNDTIMEO, deadline)
         peer.connect(path)
         try:
-            peer.sendall(frame)
+            while frame:
+                limit(peer, _socket.SO_SNDTIMEO, deadline)
+                frame = frame[peer.send(frame) :]
         except (BrokenPipeError, ConnectionResetError):
             pass  # a question may be refused before it is all said: the answer is there
+        except OSError as error:
+            if error.errno == 107:  # ENOTCONN: CPython takes a connect that a stop interrupted for one that succeeded
+                return None
+            raise
         text, size = b"", 10
         while len(text) < size:
             limit(peer, _socket.SO_RCVTIMEO, deadline)
@@ -154,6 +160,7 @@ def read_all(fd: int) -> bytes:
     """Everything until the end; nothing where the descriptor is closed."""
     got = b""
     try:
+        posix.set_blocking(fd, True)  # what is not there yet is not the end
         while chunk := posix.read(fd, 1 << 20):
             got += chunk
     except OSError:
@@ -164,6 +171,7 @@ def read_all(fd: int) -> bytes:
 def write_all(fd: int, text: bytes) -> None:
     """Write it, or as much of it as the reader takes."""
     try:
+        posix.set_blocking(fd, True)
         while text:
             text = text[posix.write(fd, text) :]
     except OSError:
@@ -172,8 +180,7 @@ def write_all(fd: int, text: bytes) -> None:
 
 def version_text(program: str) -> bytes:
     """What ``-v`` prints, laid out as containerd's own shim does."""
-    version = sys.version.split()[0]
-    name = program.rpartition("/")[2]
+    name, version = program.rpartition("/")[2], sys.version.split()[0]
     return f"{name}:\n  Version:  {VERSION}\n  Revision: {VERSION}\n  Python version: {version}\n\n".encode()
 
 
@@ -205,8 +212,7 @@ def slow_way(flags: dict[str, str], action: str, frame: bytes, deadline: float, 
         reason = str(error)
     except OSError as error:
         reason = f"{error.filename}: {lowered(error)}" if error.filename else lowered(error)
-    encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-    return b"A", 1, b"", f"{NAME}: {reason}".encode(encoding, errors)
+    return b"A", 1, b"", f"{NAME}: {reason}".encode("utf-8", "surrogateescape")
 
 
 def wait_answer(key: str, frame: bytes, deadline: float, answer: Answer | None, *, may_start: bool) -> Answer:
@@ -405,9 +411,8 @@ def become_keeper(directory: str, lock: int, control: int, log: int) -> None:
 
 def silence(directory: str) -> str:
     """What to say of a keeper that lives and does not answer."""
-    return (
-        f"keeper {keeper_pid(directory)} of {directory} lives but does not answer; what it logs is in {directory}/log"
-    )
+    pid = keeper_pid(directory)
+    return f"keeper {pid} of {directory} lives but does not answer; what it logs is in {directory}/log"
 
 
 def keeper_pid(directory: str) -> str:
@@ -493,8 +498,7 @@ def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
     """The text values of options.json; none where there is no such file, or half of one."""
     import json
 
-    text = bundle_file(bundle, "options.json")
-    if not text:
+    if not (text := bundle_file(bundle, "options.json")):
         return {}
     try:
         found = dict(json.loads(text))
@@ -529,8 +533,7 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
     import select
 
     rootfs = os.path.join(os.path.realpath(os.path.dirname(rootfs)), os.path.basename(rootfs))
-    points = mount_points(rootfs)
-    if not points:
+    if not (points := mount_points(rootfs)):
         return
     child = os.fork()
     if child == 0:

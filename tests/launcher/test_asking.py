@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -123,10 +125,67 @@ def test_a_full_backlog_is_waited_for(room: Room) -> None:
         assert child.communicate(timeout=30)[0] == b"late"
 
 
+def test_a_launcher_that_is_stopped_while_it_waits_for_the_backlog_asks_again(room: Room) -> None:
+    listener = room.listen(backlog=0)
+    with socket.socket(socket.AF_UNIX) as filler:
+        filler.connect(str(room.state / "local" / "control"))
+        child = subprocess.Popen(room.argv("start"), cwd=room.bundle, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for _ in range(3):  # the slow way is stopped, too
+            wait_channel_until_connecting(child.pid)
+            child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+            child.send_signal(signal.SIGCONT)
+            os.waitid(os.P_PID, child.pid, os.WCONTINUED)
+        listener.accept()[0].close()
+        listener.settimeout(30)
+        peer, _ = listener.accept()
+        with peer:
+            read_request(peer)
+            peer.sendall(answer(stdout=b"after all"))
+        assert child.communicate(timeout=30)[0] == b"after all"
+
+
+def test_descriptors_that_do_not_block_lose_nothing(room: Room) -> None:
+    got: list[bytes] = []
+
+    def behave(peer: socket.socket) -> None:
+        got.append(decode_request(read_request(peer), pid=1, uid=2).stdin)
+        peer.sendall(answer(stdout=bytes(1 << 20)))
+
+    room.serve([behave])
+    (stdin, options), (output, stdout) = os.pipe(), os.pipe()
+    for end in (stdin, stdout):
+        os.set_blocking(end, False)
+    child = subprocess.Popen(room.argv("start"), cwd=room.bundle, stdin=stdin, stdout=stdout)
+    os.close(stdout)
+    with open(output, "rb") as reader:
+        while child.poll() is None and not got and system_call(child.pid) not in READ:
+            pass
+        os.write(options, b"options")
+        os.close(options)
+        while child.poll() is None and system_call(child.pid) not in WRITE:
+            pass
+        assert len(reader.read()) == 1 << 20
+    os.close(stdin)
+    assert child.wait(30) == 0
+    assert got == [b"options"]
+
+
+READ, WRITE = ("0", "63"), ("1", "64")  # on x86-64 and on arm64
+
+
 def wait_channel_until_connecting(pid: int) -> None:
     """Until the process sleeps in connect(2), which is number 42 on x86-64 and 203 on arm64."""
-    while Path(f"/proc/{pid}/syscall").read_text().split()[0] not in ("42", "203"):
+    while system_call(pid) not in ("42", "203"):
         pass
+
+
+def system_call(pid: int) -> str:
+    """The number of that in which the process sleeps."""
+    try:
+        return Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    except OSError:
+        return ""
 
 
 def test_the_version_needs_nobody(room: Room) -> None:

@@ -181,6 +181,14 @@ def test_a_worker_that_cannot_help_is_done_without(room: Room, kind: bytes) -> N
     assert not room.starts()
 
 
+def test_a_worker_that_does_not_even_hear_a_long_question_out_takes_2_s_all_the_same(room: Room) -> None:
+    room.listen()
+    begun = time.monotonic()
+    done = room.launch("delete", env={f"LONG{number}": "x" * 100_000 for number in range(6)})
+    assert done.returncode == 0
+    assert time.monotonic() - begun < 3.9
+
+
 def test_the_keeper_of_these_namespaces_is_asked(room: Room) -> None:
     room.serve([answering(answer(stdout=b"own"))], launcher.own_key("local"))
     assert room.launch("delete").stdout == b"own"
