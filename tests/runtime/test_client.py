@@ -247,3 +247,15 @@ def test_a_grandchild_that_keeps_the_output_open_does_not_hang_the_call(make_bun
     grandchild = int(pid.read_text())
     os.kill(grandchild, signal.SIGKILL)
     assert wait_for_exit(grandchild) == 137
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "7", "[[1]]", '"x"'])
+def test_what_is_no_answer_is_an_error_of_ours(tmp_path: Path, said: str) -> None:
+    babbling = tmp_path / "babbling"
+    babbling.write_text(f"#!/bin/sh\necho '{said}'\n")
+    babbling.chmod(0o755)
+    runtime = Bundle(tmp_path, str(babbling), "c1").runtime
+    with pytest.raises(CommandFailed, match=f"{babbling} ps of container c1 gives no pids: "):
+        asyncio.run(runtime.ps("c1"))
+    with pytest.raises(CommandFailed, match=f"{babbling} state of container c1 gives none: "):
+        asyncio.run(runtime.state("c1"))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from dunnage import errors
-from dunnage.runtime.console import ConsoleSocket
+from dunnage.runtime.console import ConsoleSocket, _receive_master
 
 
 def send(path: str, fds: list[int]) -> None:
@@ -91,6 +93,40 @@ def test_xdg_runtime_dir_comes_first_and_its_cleaners_are_kept_away(tmp_path: Pa
     console.close()
     console.close()
     assert list(runtime.iterdir()) == []
+
+
+def test_a_runtime_directory_that_is_gone_is_no_obstacle(tmp_path: Path) -> None:
+    console = ConsoleSocket.open({"XDG_RUNTIME_DIR": str(tmp_path / "gone"), "TMPDIR": str(tmp_path)})
+    assert Path(console.path).parent.parent == tmp_path
+    console.close()
+
+
+def test_without_descriptors_to_have_no_directory_is_left(tmp_path: Path) -> None:
+    with no_descriptor_free(), pytest.raises(OSError, match="Too many open files"):
+        ConsoleSocket.open({"TMPDIR": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_for_which_there_is_no_descriptor_is_not_taken_for_none(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        ends = socket.socketpair()
+        for end in ends:
+            stack.enter_context(end)
+        null = os.open("/dev/null", os.O_RDWR)
+        socket.send_fds(ends[0], [b"/dev/ptmx"], [null])
+        os.close(null)
+        with no_descriptor_free(), pytest.raises(errors.Error, match="too many open files"):
+            _receive_master(ends[1])
+
+
+@contextmanager
+def no_descriptor_free() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("length", range(60, 140, 4))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Mapping
@@ -124,6 +125,21 @@ def test_both_streams_share_the_description_that_was_opened_elsewhere(store: Sto
     asyncio.run(scenario())
     assert asked == [str(path)]
     assert sorted((path.read_bytes()[:3], path.read_bytes()[3:])) == [b"one", b"two"]
+
+
+def test_an_opened_file_for_which_there_is_no_descriptor_is_an_error_in_words(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def opens(path: str, fds: Mapping[str, int]) -> None:
+        with socket.socket(fileno=os.dup(fds["answer"])) as answer, open(path, "wb") as log:
+            socket.send_fds(answer, [b"+"], [log.fileno()])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+
+    try:
+        with pytest.raises(errors.Error, match=rf"opening log file {tmp_path}/log: too many open files"):
+            asyncio.run(file.open_elsewhere(opens, str(tmp_path / "log"), deadline_s=LIMIT_S))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> None:

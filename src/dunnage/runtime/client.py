@@ -2,7 +2,7 @@
 
 What the runtime writes is collected in a memfd, not a pipe: a process that inherits it cannot make a call hang, nothing
 has to be read while it runs, and a call that outlives its caller never meets a full or broken pipe. Of the log only
-what a call itself added counts, so no old error is told again.
+what was added while a call ran counts, so no old error is told again.
 
 The ``Spawner`` runs the process; it owns none of the fds it is given.
 """
@@ -145,11 +145,10 @@ class Runtime:
         """The pids, in the runtime's order."""
         output = await self._raw(self._run(container, arguments.Ps(), parsed=True))
         try:
-            pids = json.loads(output)
-        except ValueError as reason:
-            raise CommandFailed(f"{self.command} ps of container {container} is no JSON: {reason}") from reason
-        # runc says null where there are none
-        return [int(pid) for pid in pids or ()]
+            # runc says null where there are none
+            return [int(pid) for pid in json.loads(output) or ()]
+        except (TypeError, ValueError) as reason:
+            raise CommandFailed(f"{self.command} ps of container {container} gives no pids: {reason}") from reason
 
     async def update(self, container: str, resources: bytes) -> None:
         """``resources`` is the JSON of an OCI LinuxResources."""
@@ -169,8 +168,10 @@ class Runtime:
             if failures.says_no_container(f"{failure}\n{failure.reason}", container):
                 raise errors.NotFound(failures.NO_CONTAINER) from failure
             raise failure
-        state = json.loads(call.output)
-        return dict(state)
+        try:
+            return dict(json.loads(call.output))
+        except (TypeError, ValueError) as reason:
+            raise CommandFailed(f"{self.command} state of container {container} gives none: {reason}") from reason
 
     async def _told(self, prefix: str, call: Awaitable[_Call]) -> None:
         result = await call

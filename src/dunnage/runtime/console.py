@@ -28,7 +28,10 @@ RECEIVE_S = 30.0
 
 
 class ConsoleSocket:
-    """Listens at ``path``; the directory is ``pty*`` in XDG_RUNTIME_DIR, else TMPDIR, else (or if too long) /tmp."""
+    """Listens at ``path``, in a directory ``pty*`` of its own.
+
+    That is in XDG_RUNTIME_DIR, else TMPDIR, else /tmp, else /run: the first that is there and short enough.
+    """
 
     def __init__(self, path: str, listener: socket.socket) -> None:
         self.path = path
@@ -36,15 +39,18 @@ class ConsoleSocket:
 
     @classmethod
     def open(cls, env: Mapping[str, str]) -> ConsoleSocket:
-        directory = _make_directory(env)
+        """Raise OSError where no directory or no socket can be had; nothing is left then."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        path = os.path.join(directory, "pty.sock")
+        directory = None
         try:
+            directory = _make_directory(env)
+            path = os.path.join(directory, "pty.sock")
             listener.bind(path)
             listener.listen(1)
         except OSError:
             listener.close()
-            shutil.rmtree(directory)
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
             raise
         return cls(path, listener)
 
@@ -83,16 +89,22 @@ class ConsoleSocket:
 
 def _make_directory(env: Mapping[str, str]) -> str:
     runtime_directory = env.get("XDG_RUNTIME_DIR")
+    refused: OSError | None = None
     for parent in (runtime_directory, env.get("TMPDIR"), "/tmp", "/run"):
         # mkdtemp adds eight letters to the prefix
         if not parent or len(os.fsencode(os.path.join(parent, "pty________", "pty.sock"))) > PATH_BYTES:
             continue
-        directory = tempfile.mkdtemp(prefix="pty", dir=parent)
+        try:
+            directory = tempfile.mkdtemp(prefix="pty", dir=parent)
+        except OSError as error:
+            refused = error  # a user's runtime directory, say, of whom nobody is logged in any more
+            continue
         if parent == runtime_directory:
             # else what cleans XDG_RUNTIME_DIR up may take it away: the sticky bit says that it is in use
             os.chmod(directory, 0o755 | stat.S_ISVTX)
         return directory
-    raise AssertionError("/tmp is short enough")
+    assert refused is not None, "/tmp is short enough"
+    raise refused
 
 
 async def _wait_readable(connection: socket.socket) -> None:
@@ -112,11 +124,13 @@ async def _wait_readable(connection: socket.socket) -> None:
 
 def _receive_master(connection: socket.socket) -> int:
     fd_size = array.array("i").itemsize
-    _, ancillary, _, _ = connection.recvmsg(NAME_BYTES, socket.CMSG_SPACE(fd_size), socket.MSG_CMSG_CLOEXEC)
+    _, ancillary, flags, _ = connection.recvmsg(NAME_BYTES, socket.CMSG_SPACE(fd_size), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fd_size])
+    if not fds and flags & socket.MSG_CTRUNC:
+        raise errors.Error("the terminal that the runtime sent cannot be had: too many open files")
     if len(fds) != 1:
         for fd in fds:
             os.close(fd)

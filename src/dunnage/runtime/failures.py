@@ -29,7 +29,7 @@ class CommandFailed(errors.Error):
 
 
 class Log(NamedTuple):
-    """What one call added to the runtime's log; ``unreadable`` says why there is nothing to read."""
+    """What was added to the runtime's log while one call ran; ``unreadable`` says why there is nothing to read."""
 
     text: str = ""
     unreadable: str = ""

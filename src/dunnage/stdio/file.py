@@ -19,6 +19,8 @@ from dunnage import errors
 Fork = Callable[[str, Mapping[str, int]], Awaitable[object]]
 """Runs `send_opened(path, {"answer": fd})` in a child; returns when it was started."""
 
+_OPENED = b"+"
+
 
 def open_existing(path: str) -> int:
     """A file, or a device, that the client made; Error if it is not there."""
@@ -55,6 +57,8 @@ async def open_elsewhere(fork: Fork, path: str, *, deadline_s: float) -> int:
         finally:
             loop.remove_reader(ours)
         text, fds, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+    if not fds and text == _OPENED:
+        raise errors.Error(f"opening log file {path}: too many open files")
     if not fds:
         raise errors.Error(os.fsdecode(text) or f"opening log file {path}: the child died")
     return fds[0]
@@ -68,7 +72,7 @@ def send_opened(argument: Any, fds: Mapping[str, int]) -> int:
         except errors.Error as error:
             answer.send(os.fsencode(str(error)[:4000]))
             return 1
-        socket.send_fds(answer, [b"+"], [fd])
+        socket.send_fds(answer, [_OPENED], [fd])
     return 0
 
 
