@@ -1,5 +1,6 @@
 """containerd's part played by the test itself: a bundle, the launcher's `start`, and calls straight to the socket.
 
+The launcher runs in containerd's mount namespace, as it would.
 For what `ctr` would never send. The address is that of a running containerd, which so gets the events, and whose
 clean-up ends the keeper.
 """
@@ -122,9 +123,10 @@ class Bundle:
         if action == "delete":
             flags += ["-bundle", str(self.path)]
         environment = self.containerd.environment | {"TTRPC_ADDRESS": f"{self.containerd.address}.ttrpc"}
+        enter = ["nsenter", f"--mount=/proc/{self.containerd.pid}/ns/mnt", f"--wd={self.path}"]
         assert self.launcher is not None
         return subprocess.run(
-            [self.launcher, *flags, "-publish-binary", "/usr/bin/containerd", action],
+            [*enter, self.launcher, *flags, "-publish-binary", "/usr/bin/containerd", action],
             cwd=self.path,
             input=stdin,
             capture_output=True,

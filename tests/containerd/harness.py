@@ -534,7 +534,7 @@ def fds(pid: int) -> list[str]:
 
 def remove_cgroups(namespace: str) -> None:
     """Remove the (empty) cgroups `/<namespace>` that runc leaves in every hierarchy."""
-    for top in _cgroups_named(namespace):
+    for top in cgroups_named(namespace):
         for path, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
@@ -542,10 +542,10 @@ def remove_cgroups(namespace: str) -> None:
 
 def cgroups_below(namespace: str) -> list[str]:
     """Those of containers: the directories in `/<namespace>` of every hierarchy."""
-    return [f"{top}/{name}" for top in _cgroups_named(namespace) for name in next(os.walk(top), ("", [], []))[1]]
+    return [f"{top}/{name}" for top in cgroups_named(namespace) for name in next(os.walk(top), ("", [], []))[1]]
 
 
-def _cgroups_named(name: str) -> list[str]:
+def cgroups_named(name: str) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [f"{line.split()[4]}/{name}" for line in lines if " - cgroup" in line]
 
