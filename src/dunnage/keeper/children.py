@@ -1,6 +1,6 @@
-"""What happens in a new child of the keeper, between its fork and its own life: `become_program`, `become_python`.
+"""A new child of the keeper: its `fork`, and what happens then until its own life: `become_program`, `become_python`.
 
-Nothing here returns: a child ends in exec or in ``os._exit``.
+In a child nothing here returns: it ends in exec or in ``os._exit``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import importlib
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -29,6 +30,21 @@ def load(entry: str) -> Callable[..., Any]:
     module, _, function = entry.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
+
+
+def fork(become: Callable[[], NoReturn]) -> int:
+    """Fork with every signal blocked: the child lifts that when none of the keeper's handlers is left in it."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    pid = -1
+    try:
+        pid = os.fork()
+        if pid == 0:
+            become()
+    finally:
+        if pid == 0:
+            os._exit(125)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
 
 
 def become_program(
@@ -69,8 +85,8 @@ def become_python(name: str, run: Callable[[], int | None], *, keep: Iterable[in
     """Run a function of the warm image with no fds but 0, 1, 2 and ``keep``; its result is the exit status."""
     status = 1
     try:
+        close_all_but(keep)  # first: the rest takes an fd for a moment, and the keeper may have none left
         attributes.apply()
-        close_all_but(keep)
         signal.set_wakeup_fd(-1)
         _reset_signals()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python process
@@ -145,4 +161,6 @@ def _worded(error: OSError, action: str) -> OSError:
 
 def _tell(failure: int, number: int, text: str) -> None:
     with contextlib.suppress(OSError):  # the keeper is gone, and with it whoever asked
-        os.write(failure, json.dumps({"errno": number, "text": text}).encode("ascii")[:4096])
+        while len(told := json.dumps({"errno": number, "text": text}).encode("ascii")) > select.PIPE_BUF:
+            text = text[: len(text) // 2]  # a path may be as long: what is told is told in one piece
+        os.write(failure, told)

@@ -66,8 +66,9 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._sock, self._on_readable)
         self._outgoing: deque[tuple[dict[str, Any], list[int]]] = deque()
-        self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._senders: list[asyncio.Future[None]] = []  # waiting for an empty queue
+        self._retry: asyncio.TimerHandle | None = None  # the system had no room for a message
         self._calls = 0
         self._closed = False
 
@@ -119,7 +120,7 @@ class Keeper:
 
     async def unclaimed(self, *, in_flight_s: float) -> Unclaimed:
         """The dead children that no worker made or claimed; one made longer ago than ``in_flight_s`` is stuck."""
-        answer, _ = await self._ask({"verb": "unclaimed", "in_flight_s": in_flight_s}, [])
+        answer = await self._ask({"verb": "unclaimed", "in_flight_s": in_flight_s}, [])
         return Unclaimed(frozenset(answer["pids"]), answer["made"], answer["in_flight"])
 
     async def peek(self, pid: int) -> Exit | None:
@@ -127,7 +128,7 @@ class Keeper:
 
         Raises ChildProcessError when the keeper has no such child.
         """
-        answer, _ = await self._ask({"verb": "peek", "pid": pid}, [])
+        answer = await self._ask({"verb": "peek", "pid": pid}, [])
         return Exit(*answer["exit"]) if "exit" in answer else None
 
     def reap(self, pid: int) -> None:
@@ -166,50 +167,96 @@ class Keeper:
     # --- the socket
 
     async def _ask_child(self, message: dict[str, Any], fds: Sequence[int]) -> Child:
-        answer, received = await self._ask(message, fds)
-        return Child(answer["pid"], received[0])
+        room = os.dup(self._sock.fileno()) if not self._closed else -1  # for the pidfd: no child without one
+        try:
+            answer = await self._ask(message, fds)
+        finally:
+            if room >= 0:
+                os.close(room)
+        pid = answer["pid"]
+        try:
+            return Child(pid, os.pidfd_open(pid))
+        except OSError as error:
+            self._say({"verb": "kill", "pid": pid, "worker": message["name"] if message["verb"] == "worker" else None})
+            reason = f"{message['name']}: process {pid} is killed, since it cannot be watched: {error.strerror}"
+            raise OSError(error.errno, reason) from error
 
-    async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+    async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         if len(fds) > messages.MAX_FDS:
             raise errors.ResourceExhausted(f"{len(fds)} fds in one request, at most {messages.MAX_FDS} are possible")
         if self._closed:
             raise errors.Unavailable("the keeper is gone")
         self._calls += 1
         call = self._calls
-        answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._answers[call] = answer
-        self._say({**message, "call": call}, fds)
         try:
+            self._say({**message, "call": call}, fds)
             return await answer
         finally:
             self._answers.pop(call, None)
 
     def _say(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send it now, or later in its turn. Raises OSError when it is not sent and ``fds`` can not be kept either."""
         if self._closed:
             return  # what it kept went with it
-        if not self._outgoing:
-            try:
-                messages.send(self._sock, message, fds)
-            except (BlockingIOError, ConnectionError):
-                pass  # a broken connection is read as its end
-            else:
-                return
-            self._loop.add_writer(self._sock, self._on_writable)
-        self._outgoing.append((message, [os.dup(fd) for fd in fds]))
+        if not self._outgoing and self._try_to_send(message, fds):
+            return
+        kept: list[int] = []
+        try:
+            for fd in fds:
+                kept.append(os.dup(fd))
+        except OSError:
+            messages.close_all(kept)
+            raise
+        self._outgoing.append((message, kept))
+        self._watch_writable()
 
     def _on_writable(self) -> None:
         while self._outgoing:
             message, fds = self._outgoing[0]
+            failure: OSError | None = None
             try:
-                messages.send(self._sock, message, fds)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                break
+                if not self._try_to_send(message, fds):
+                    return
+            except OSError as error:  # the others are sent all the same
+                failure = error
             messages.close_all(fds)
             self._outgoing.popleft()
+            if failure is not None:
+                answer = self._answers.pop(message.get("call", 0), None)
+                if answer is None:
+                    raise failure
+                if not answer.done():
+                    answer.set_exception(failure)
         self._loop.remove_writer(self._sock)
         self._wake_senders()
+
+    def _try_to_send(self, message: dict[str, Any], fds: Sequence[int]) -> bool:
+        """False when there is no room for it now, be it in the socket or in the system."""
+        try:
+            messages.send(self._sock, message, fds)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass  # a broken connection is read as its end
+        except OSError as error:
+            if error.errno not in messages.PASSING:
+                raise
+            self._loop.remove_writer(self._sock)
+            if self._retry is None:
+                self._retry = self._loop.call_later(messages.RETRY_S, self._send_again)
+            return False
+        return True
+
+    def _send_again(self) -> None:
+        self._retry = None
+        if self._outgoing:
+            self._watch_writable()
+
+    def _watch_writable(self) -> None:
+        if self._retry is None:
+            self._loop.add_writer(self._sock, self._on_writable)
 
     def _wake_senders(self) -> None:
         for sent in self._senders:
@@ -235,17 +282,17 @@ class Keeper:
         if "answer" in message:
             answer = self._answers.pop(message["answer"], None)
             if answer is None or answer.done():
-                messages.close_all(fds)  # whoever asked has been cancelled
+                pass  # whoever asked has been cancelled
             elif "error" in message:
                 answer.set_exception(OSError(message["error"]["errno"], message["error"]["text"]))
             elif packet.truncated:
-                answer.set_exception(OSError(errno.EMFILE, "no room for the pidfd of a new child"))
+                answer.set_exception(OSError(errno.EMFILE, "no room for a large answer"))
             else:
-                answer.set_result((message, fds))
+                answer.set_result(message)
         elif message["say"] == "died":
             self.on_child()
-        elif packet.truncated:
-            pass  # the keeper still has it: the worker is out of fds, and the next one inherits it
+        elif packet.truncated:  # our table of open files is full; the keeper still has it
+            self._loop.call_later(messages.RETRY_S, self._say, {"verb": "again", "notice": message})
         elif message["say"] == "accepted":
             self.on_accept(message["listener"], message["name"], fds[0])
         else:
@@ -253,6 +300,8 @@ class Keeper:
 
     def _close(self) -> None:
         self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()

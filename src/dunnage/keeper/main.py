@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from dunnage.keeper import children
 from dunnage.keeper.loop import Keeper
+from dunnage.keeper.workers import NODE
 from dunnage.linux import process
 from dunnage.linux.attributes import Attributes, set_oom_score_adj
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     children.load(options.worker)  # the warm image
     keeper = Keeper(first=options.worker, argument=json.loads(options.argument), inherited=inherited, log=log)
     os.set_blocking(options.control_fd, False)
-    keeper.store["node", "control"] = options.control_fd
+    keeper.store.put(NODE, "control", options.control_fd)
     _handle_signals(keeper)
     process.set_name(children.COMM)
     process.set_title([children.TITLE, "keeper", options.state])
@@ -102,6 +103,8 @@ def is_machine_going_down() -> bool:
             moments = [int(line[5:]) for line in file if line.startswith("USEC=")]
     except (FileNotFoundError, ValueError):
         return True  # nologin with nothing scheduled: the shutdown is on
+    except OSError:
+        return False  # it can not be known now (the fd table is full, perhaps)
     return any(moment <= time.time() * 1e6 for moment in moments)
 
 

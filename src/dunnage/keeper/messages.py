@@ -4,12 +4,14 @@ An object too large for a packet travels in a memfd, the last of its packet's fd
 that say what it is (``HEAD``). Fds received belong to the receiver, and are close-on-exec.
 
 Worker to keeper: ``verb`` (and ``call``, where an answer is awaited).
-Keeper to worker: ``answer`` (to that call; ``error`` when it failed), or ``say``: died, accepted, given.
+Keeper to worker: ``answer`` (to that call; ``error`` when it failed), or ``say``: died, accepted, given. Only those two
+last carry an fd.
 """
 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -19,6 +21,10 @@ from typing import Any, NamedTuple
 INLINE_BYTES = 60 * 1024  # well below the default net.core.wmem_default
 MAX_FDS = 250  # the kernel takes 253 per packet (SCM_MAX_FD); one may be the memfd
 HEAD = ("verb", "call", "answer", "say", "name")
+
+# no room in a table or in memory: what needs room is tried again after RETRY_S
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+RETRY_S = 0.1
 
 
 class Packet(NamedTuple):
@@ -37,6 +43,10 @@ class Inherited(NamedTuple):
     children: Mapping[int, str]
     keeper_pid: int
     name: str
+
+
+class Refused(Exception):
+    """The answer to a request that can not be done: errno (0 for none) and text."""
 
 
 class TooManyFds(ValueError):
@@ -63,7 +73,8 @@ def _send_packet(sock: socket.socket, body: bytes, fds: Sequence[int]) -> None:
 
 
 def receive(sock: socket.socket) -> Packet | None:
-    """The next packet; None at the end; raises BlockingIOError when there is none yet."""
+    """The next packet; None at the end; raises BlockingIOError when there is none yet, ValueError when it is none of
+    ours."""
     space = socket.CMSG_SPACE((MAX_FDS + 3) * array.array("i").itemsize)
     body, ancillary, flags, _ = sock.recvmsg(INLINE_BYTES + 4096, space, socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
@@ -72,15 +83,19 @@ def receive(sock: socket.socket) -> Packet | None:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
     if not body:
         return None
-    message: dict[str, Any] = json.loads(body)
-    if flags & socket.MSG_CTRUNC:
-        close_all(fds)
-        return Packet(message, [], True)
     received = list(fds)
-    if message.get("memfd"):
-        with os.fdopen(received.pop(), "rb") as memfd:
-            memfd.seek(0)
-            message = json.loads(memfd.read())
+    try:
+        message: dict[str, Any] = json.loads(body)
+        if flags & socket.MSG_CTRUNC:
+            close_all(received)
+            return Packet(message, [], True)
+        if message.get("memfd"):
+            with os.fdopen(received.pop(), "rb") as memfd:
+                memfd.seek(0)
+                message = json.loads(memfd.read())
+    except ValueError:
+        close_all(received)
+        raise
     return Packet(message, received, False)
 
 
