@@ -118,6 +118,24 @@ def test_a_source_that_hung_up_behind_a_full_sink_wakes_nobody(splice: Splice) -
 
 
 @pytest.mark.parametrize("splice", [os.splice, refuses_splice], ids=["spliced", "copied"])
+def test_a_source_that_hangs_up_empty_behind_a_full_sink_has_ended(splice: Splice) -> None:
+    async def scenario() -> None:
+        line = Line(splice=splice)
+        while True:
+            try:
+                os.write(line.sink, b"x" * 4096)
+            except BlockingIOError:
+                break
+        line.pump.start()
+        os.close(line.writer)
+        await until_quiet()
+        assert line.ended.is_set()
+        os.close(line.reader)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("splice", [os.splice, refuses_splice], ids=["spliced", "copied"])
 def test_a_broken_sink_is_logged_once_and_the_source_is_drained(
     splice: Splice, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -236,6 +236,8 @@ class Pump:
                 if self._budget.grow(fd, DEFAULT_BYTES):
                     self._arm_narrowing()
             self._wait_for_sink()
+        elif _has_hung_up(self._source):
+            self._end()  # splice asks for room in the sink first; to wait for this source would never sleep
         else:
             self._wait_for_source()
 
@@ -307,3 +309,10 @@ def _has_room(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def _has_hung_up(fd: int) -> bool:
+    """Whether nobody can write to it any more, and nothing is left in it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return any(event & select.POLLHUP and not event & select.POLLIN for _, event in poll.poll(0))
