@@ -22,7 +22,7 @@ import pytest
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error
-from dunnage.keeper.client import Exit, Inherited, Keeper
+from dunnage.keeper.client import Exit, Inherited, Keeper, Unclaimed
 from dunnage.stdio import PipeBudget
 from dunnage.worker import host as host_module
 from dunnage.worker.host import KeeperHost
@@ -45,6 +45,7 @@ class Scene:
             self.keeper, pipe_budget=PipeBudget(), mount_timeout_s=0.2, runtime_timeout_s=LIMIT_S, log=log
         )
         self.keeper.on_child = self.host.look_for_orphans
+        host_module._SWEEP_PAUSE_S = 0.2
         self.control = socket.socket(fileno=os.dup(self.keeper.fds["control"]))
         self.control.setblocking(False)
         self.state = Path(self.control.getsockname()).parent
@@ -58,6 +59,16 @@ class Scene:
             name, argv, env={"PATH": os.defpath}, cwd="/", fds=fds or {}, attributes=None, deadline_s=deadline_s
         )
 
+    async def begin(self, name: str, script: str) -> tuple[asyncio.Task[Exit], int, int]:
+        """A call that writes a number, which is given back, and lasts until the descriptor is closed."""
+        said, said_by_call = os.pipe()
+        held, end = os.pipe()
+        call = asyncio.create_task(self.run(name, "sh", "-c", f"{script}; cat", fds={0: held, 1: said_by_call}))
+        number = int(await asyncio.to_thread(os.read, said, 100))
+        for fd in (said, said_by_call, held):
+            os.close(fd)
+        return call, end, number
+
     def is_child(self, pid: int) -> bool:
         return os.path.exists(f"/proc/{pid}")
 
@@ -70,9 +81,9 @@ class Scene:
     async def scenario_a_call_is_seen_to_its_end(self) -> None:
         assert await self.run("runtime:a:ps", "sh", "-c", "exit 3") == Exit(3, None)
         assert await self.run("runtime:a:ps", "sh", "-c", "kill -9 $$") == Exit(None, 9)
+        await asyncio.sleep(0)  # who has asked goes on first
         found = await self.keeper.unclaimed(in_flight_s=600)
-        assert not found.in_flight
-        assert not found.pids
+        assert (found.pids, found.oldest) == (frozenset(), found.made + 1)
         with pytest.raises(FileNotFoundError, match="executable file not found"):
             await self.run("runtime:a:ps", "no-such-program")
 
@@ -133,6 +144,51 @@ class Scene:
         await self.run("runtime:a:ps", "sh", "-c", "sh -c 'echo $$' &", fds={1: write})
         await self.wait_reaped(int(os.read(read, 100)))
 
+    async def scenario_an_orphan_is_reaped_however_busy_the_node_is(self) -> None:
+        read, write = os.pipe()
+        await self.run("runtime:a:ps", "sh", "-c", "sh -c 'echo $$' &", fds={1: write})
+        pid = int(os.read(read, 100))
+        call, end, _ = await self.begin("runtime:b:ps", "echo 1")
+        while self.is_child(pid):
+            later_call, later_end, _ = await self.begin("runtime:b:ps", "echo 1")
+            os.close(end)
+            await call
+            call, end = later_call, later_end
+        os.close(end)
+        await call
+
+    async def scenario_the_oldest_call_in_flight_is_known(self) -> None:
+        made = (await self.keeper.unclaimed(in_flight_s=600)).made
+        calls = [await self.begin("runtime:b:ps", "echo 1") for _ in range(2)]
+        for number, (call, end, _) in enumerate(calls, start=1):
+            found = await self.keeper.unclaimed(in_flight_s=600)
+            assert (found.made, found.oldest) == (made + 2, made + number)
+            os.close(end)
+            await call
+            await asyncio.sleep(0)
+        assert (await self.keeper.unclaimed(in_flight_s=600)).oldest == made + 3
+        assert (await self.keeper.unclaimed(in_flight_s=0)).oldest == made + 3
+
+    async def scenario_a_dead_child_that_a_call_in_flight_may_have_made_is_left_for_it(self) -> None:
+        swept = asyncio.Queue[frozenset[int]]()
+        unclaimed = self.keeper.unclaimed
+
+        async def unclaimed_and_told(*, in_flight_s: float) -> Unclaimed:
+            found = await unclaimed(in_flight_s=in_flight_s)
+            swept.put_nowait(found.pids)
+            return found
+
+        self.keeper.unclaimed = unclaimed_and_told  # type: ignore[method-assign]  # it says when it is asked
+        call, end, pid = await self.begin("runtime:a:exec", "(sh -c 'echo $$' &)")
+        for _ in range(4):
+            while pid not in await swept.get():
+                pass
+            await self.run("runtime:b:ps", "true")
+        assert self.is_child(pid)
+        os.close(end)
+        await call
+        await self.wait_reaped(pid)
+
     async def scenario_an_inherited_call_is_waited_for_and_reaped(self) -> None:
         release = self.state / "release"
         if not release.exists():
@@ -155,6 +211,9 @@ class Scene:
         assert not any(task.done() for task in waiting)
         release.write_text("")
         await asyncio.gather(*waiting)
+        await self.host.wait_inherited("runtime:default/c1:kill")
+        assert all(map(self.is_child, calls.values())), "what they have made is not claimed yet"
+        self.host.recovered()
         for pid in calls.values():
             await self.wait_reaped(pid)  # also the one that nobody waited for
         await self.host.wait_inherited("runtime:default/c1:create")
@@ -168,6 +227,7 @@ class Scene:
         (pid,) = self.keeper.children
         self.host._runtime_timeout_s = 0.1
         await self.host.wait_inherited("runtime:default/c1:create")
+        self.host.recovered()
         await self.wait_reaped(pid)
         assert self.logged == [f"process {pid} (runtime:default/c1:create) of a former worker hangs: it is abandoned"]
 
@@ -177,6 +237,7 @@ class Scene:
             die()
         (pid,) = self.keeper.children
         await self.host.wait_inherited("mount:default/c1")
+        self.host.recovered()
         await self.wait_reaped(pid)
         assert self.logged == [f"process {pid} (mount:default/c1) of a former worker hangs: it is abandoned"]
 

@@ -271,6 +271,7 @@ def test_a_container_that_cannot_be_taken_up_is_refused_and_left_alone_until_its
         await sibling.create()
         pid = await task.create(stdout=str(fifo), stderr=str(fifo))
         await task.call("Start")
+        assert await asyncio.to_thread(wait_readable, reader) == b"said\n"
         path = house.bundle("c2") / file
         written = path.read_text()
         path.write_text('{"version": 99}' if file == "dunnage.json" else "{")
@@ -285,7 +286,6 @@ def test_a_container_that_cannot_be_taken_up_is_refused_and_left_alone_until_its
         await sibling.call("Shutdown")
         await task.call("Shutdown")
         await house.launch("delete", "c1")
-        assert await asyncio.to_thread(wait_readable, reader) == b"said\n"
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)
         assert os.path.exists(f"/proc/{pid}")

@@ -19,6 +19,7 @@ class Child:
     name: str
     owner: str
     made: float | None  # when; None: an orphan that the owner has claimed
+    number: int  # of those that were made, from 1
 
 
 class Ledger:
@@ -34,11 +35,11 @@ class Ledger:
             self._listing = -1
 
     def record(self, pid: int, name: str, owner: str) -> None:
-        self._children[pid] = Child(name, owner, time.monotonic())
         self.made += 1
+        self._children[pid] = Child(name, owner, time.monotonic(), self.made)
 
     def claim(self, pid: int, name: str, owner: str) -> None:
-        self._children[pid] = Child(name, owner, None)
+        self._children[pid] = Child(name, owner, None, 0)
 
     def disown(self, owner: str) -> None:
         """What was this worker's is nobody's."""
@@ -49,6 +50,11 @@ class Ledger:
 
     def in_flight(self, since: float) -> int:
         return sum(child.made is not None and child.made > since for child in self._children.values())
+
+    def oldest_in_flight(self, since: float) -> int:
+        """Its number; the next one's where nothing is in flight."""
+        numbers = (child.number for child in self._children.values() if child.made is not None and child.made > since)
+        return min(numbers, default=self.made + 1)
 
     def all_pids(self) -> set[int]:
         """Every child, dead or alive, asked for or adopted; workers too."""

@@ -166,10 +166,15 @@ class Requests:
 
     def _unclaimed(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
         dead = [pid for pid in self._ledger.dead_orphans() if pid not in self._workers.pids()]
-        in_flight = self._ledger.in_flight(time.monotonic() - message["in_flight_s"])
-        self._post.tell(
-            slot, {"answer": message["call"], "pids": dead, "made": self._ledger.made, "in_flight": in_flight}
-        )
+        since = time.monotonic() - message["in_flight_s"]
+        answer = {
+            "answer": message["call"],
+            "pids": dead,
+            "made": self._ledger.made,
+            "in_flight": self._ledger.in_flight(since),
+            "oldest": self._ledger.oldest_in_flight(since),
+        }
+        self._post.tell(slot, answer)
 
     def _peek(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
         pid = message["pid"]

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
@@ -30,6 +30,14 @@ _SWEEP_PAUSE_S = 1.0
 _STUCK_S = 600.0  # a call that lasts longer has been given up by its caller
 
 
+class _Suspect(NamedTuple):
+    """A dead child that nobody has claimed yet."""
+
+    started: int  # in clock ticks since boot: tells it from a later one of its pid
+    made: int  # how many children had been made for workers when it was seen first
+    cleared: bool  # none of those is left
+
+
 class KeeperStore:
     """The keeper's store, as stdio sees it."""
 
@@ -48,7 +56,7 @@ class ProcessWatch:
 
     def __init__(self, host: KeeperHost, pid: int, pidfd: int, on_death: Callable[[Death], None]) -> None:
         self.pid = pid
-        host.watched.add(pid)
+        host.unseen.discard(pid)
         self._host = host
         self._pidfd = pidfd
         self._on_death: Callable[[Death], None] | None = on_death
@@ -106,9 +114,11 @@ class KeeperHost:
         self._runtime_timeout_s = runtime_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
-        self._suspects: frozenset[int] = frozenset()
-        self._made = -1
-        self.watched: set[int] = set()
+        self._suspects: dict[int, _Suspect] = {}
+        self.unseen = set(keeper.children)
+        """A former worker's processes and calls that nobody has watched yet."""
+        self._kept = {pid for pid, name in keeper.children.items() if not name.startswith(_PROCESS)}
+        self._over: set[int] = set()  # of those that are kept
         self._inherited: dict[int, tuple[str, asyncio.Future[None], ProcessWatch]] = {}
         for pid, name in keeper.children.items():
             if not name.startswith(_PROCESS):
@@ -170,13 +180,21 @@ class KeeperHost:
 
     def adopt_the_rest(self) -> None:
         """Every container of a former worker is watched: reap its other processes too, when they have ended."""
-        for pid, name in self.keeper.children.items():
-            if pid not in self.watched:
-                self._see_to_its_end(pid, name)
+        for pid in tuple(self.unseen):
+            self._see_to_its_end(pid, self.keeper.children[pid])
+
+    def recovered(self) -> None:
+        """All that a former worker's calls have made is claimed, so that those which are over may go. Until then they
+        say to the sweep of orphans (``_reap_orphans``) that somebody may be about to claim a child."""
+        self._kept.clear()
+        while self._over:
+            self.reap(self._over.pop())
 
     def reap(self, pid: int) -> None:
         """Its end is written down: let the pid go."""
-        self.watched.discard(pid)
+        if pid in self._kept:
+            self._over.add(pid)
+            return
         try:
             self.keeper.reap(pid)
         except Unavailable:
@@ -197,17 +215,25 @@ class KeeperHost:
         self.in_background(self._reap_orphans())
 
     async def _reap_orphans(self) -> None:
-        """Reap what was nobody's before and is nobody's still, with no call of any worker in between: such a call may
-        be about to name a child that it left behind."""
-        found = await self.keeper.unclaimed(in_flight_s=_STUCK_S)
-        orphans = frozenset[int]()
-        if not found.in_flight and found.made == self._made:
-            orphans = found.pids & self._suspects
-        for pid in orphans:
-            self.reap(pid)
-        self._suspects = found.pids - orphans
-        self._made = -1 if found.in_flight else found.made
-        if self._suspects:
+        """Reap what is nobody's. A call that began after a child was seen dead cannot have made it; so it is nobody's
+        when none of the calls that were made before is left, and a moment later, in which their callers have read the
+        pids, it is unclaimed still."""
+        try:
+            found = await self.keeper.unclaimed(in_flight_s=_STUCK_S)
+        except Unavailable:
+            return  # without a keeper they are the children of init
+        suspects: dict[int, _Suspect] = {}
+        for pid in found.pids:
+            started = _start_of(pid)
+            seen = self._suspects.get(pid)
+            if seen is None or seen.started != started:
+                seen = _Suspect(started, found.made, cleared=False)
+            if seen.cleared:
+                self.reap(pid)
+            else:
+                suspects[pid] = seen._replace(cleared=found.oldest > seen.made)
+        self._suspects = suspects
+        if suspects:
             self.look_for_orphans()
 
     async def _in_forked_child(self, name: str, entry: str, argument: object, what: str) -> None:
@@ -249,7 +275,8 @@ class KeeperHost:
         try:
             exit = await self.keeper.peek(child.pid)
         finally:
-            self.reap(child.pid)
+            # the caller goes on first: what it claims then is never without both a call and a claim
+            asyncio.get_running_loop().call_soon(self.reap, child.pid)
         return exit if exit is not None else Exit(UNKNOWN_STATUS, None)
 
     def _abandon(self, made: asyncio.Task[Child], name: str) -> None:
@@ -268,6 +295,7 @@ class KeeperHost:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
+            self.unseen.discard(pid)
             self.reap(pid)  # it was reaped while this worker was being made; the keeper forgets its name
             return
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -287,6 +315,15 @@ async def _wait_dead(pidfd: int) -> None:
         await dead.wait()
     finally:
         loop.remove_reader(pidfd)
+
+
+def _start_of(pid: int) -> int:
+    """0 for a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return int(stat.read().rpartition(b")")[2].split()[19])  # field 22 of proc(5)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _ignore(death: Death) -> None:

@@ -63,6 +63,8 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     gone = asyncio.Event()
     keeper.on_closed = lambda: _keeper_gone(worker, gone, over, logger)
     await recover(worker, log=logger)
+    if is_node:
+        worker.host.look_for_orphans()  # of those that died while there was no worker
     others = OtherWorkers(keeper, state=state, log=logger) if is_node else None
     node = _open_node(worker, others, os.path.join(state, "node") if is_node else f"{control_path}.node")
     node_file = os.stat(node.getsockname())

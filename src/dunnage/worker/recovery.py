@@ -135,6 +135,7 @@ async def _finish(worker: Worker, found: Mapping[str, Sequence[_Found]], log: lo
     await asyncio.gather(*groups)
     if not worker.has_lost:
         worker.host.adopt_the_rest()
+    worker.host.recovered()
 
 
 async def _finish_group(worker: Worker, served: ServedGroup, found: Sequence[_Found], log: logging.Logger) -> None:
