@@ -102,3 +102,14 @@ def test_a_keeper_that_ends_takes_along_the_address_of_what_was_never_created(
         assert select.select([worker], [], [], 10)[0]
         os.close(worker)
         assert not address.exists()
+
+
+def test_both_versions_of_the_task_service_are_answered_alike(containerd: Containerd, tmp_path: Path) -> None:
+    with Bundle(containerd, "c1") as bundle, bundle.connect() as connection:
+        create(bundle, connection, busybox_rootfs(tmp_path / "root"))
+        request = task_pb2.StateRequest(id=bundle.id)
+        with Connection((bundle.path / "address").read_text(), "containerd.task.v3.Task") as newer:
+            state, before = newer.call("State", request), connection.call("State", request)
+            assert (state.code, state) == (0, before)
+            assert newer.call("NoSuchCall", request).code == 12
+        delete(bundle)
