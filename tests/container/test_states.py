@@ -130,5 +130,5 @@ def test_nothing_is_allowed_that_is_not_in_the_table() -> None:
 
 
 def test_every_state_has_its_answer_to_every_operation_on_an_init() -> None:
-    for operation in Operation:
+    for operation in set(Operation) - {Operation.RESIZE}:  # an init's terminal has its size whatever the state
         assert set(states.INIT[operation]) == set(State)

@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 from google.protobuf.message import Message
 from tests.runtime.local import Exit, LocalSpawner
 
-from dunnage.api import task_pb2
+from dunnage.api import task_pb2, ttrpc_pb2
 from dunnage.container.bundle import Bundle
-from dunnage.container.container import Container, Options
-from dunnage.container.facts import IO, Ended, Fact, Mount
+from dunnage.container.container import Container
+from dunnage.container.facts import IO, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error
@@ -34,6 +34,7 @@ from dunnage.service.task import TaskService
 from dunnage.spec import make_spec
 from dunnage.stdio import PipeBudget
 from dunnage.stdio.file import open_log
+from dunnage.ttrpc.connection import Requested
 from dunnage.ttrpc.errors import RpcError
 from dunnage.ttrpc.server import Call
 
@@ -103,8 +104,9 @@ class Host:
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> Watch:
         return Watch(self, pid, on_death)
 
-    async def wait_inherited(self, call: str) -> None:
+    async def wait_inherited(self, call: str) -> int | None:
         """There was no former worker."""
+        return None
 
     async def open_log(self, path: str) -> int:
         return open_log(path)
@@ -190,10 +192,11 @@ class Stage:
 
     # What a client does
 
-    async def call(self, method: str, request: Message) -> Any:
+    async def call(self, method: str, request: Message, *, replayed: bool = False) -> Any:
         """Ask the service; raises RpcError."""
+        event = Requested(1, ttrpc_pb2.Request(method=method), False)
         try:
-            answer = self._methods[method].handler(request, _CALL)
+            answer = self._methods[method].handler(request, Call(event, "stage", os.getpid(), None, replayed=replayed))
             return await answer if asyncio.iscoroutine(answer) else answer
         except Exception as error:
             raise translate(error) from error
@@ -328,6 +331,7 @@ class Stage:
             runtime=runtime,
             host=self.host,
             tell=tell,
+            events_written=lambda: len(self.facts),
             log=self.log,
             env=os.environ,
             io_drain_timeout_s=self.drain_s,
@@ -348,9 +352,6 @@ class Stage:
             self._on_deleted(self.group, container)
         for watch in list(self.host.watches):
             watch.stop()
-
-
-_CALL: Call = None  # type: ignore[assignment]  # no method of the Task service looks at it
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_an_exec_that_starts_while_its_container_is_ended_leaves_nothing(perform
 def test_a_delete_that_a_former_worker_did_is_answered(perform: Perform) -> None:
     async def scenario(stage: Stage) -> None:
         stage.recalled["c1"] = Ended(42, 137, 1_000_000_001)
-        deleted = await stage.delete("c1")
+        deleted = await stage.call("Delete", task_pb2.DeleteRequest(id="c1"), replayed=True)
         assert (deleted.pid, deleted.exit_status, deleted.exited_at.nanos) == (42, 137, 1)
         told = await stage.refusal("Delete", task_pb2.DeleteRequest(id="c1", exec_id="e1"))
         assert told == (5, "container not created: not found")

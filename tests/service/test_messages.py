@@ -9,7 +9,6 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from dunnage.api import events_pb2, mount_pb2, options_pb2, task_pb2
-from dunnage.container.container import Options
 from dunnage.container.facts import (
     IO,
     Created,
@@ -20,6 +19,7 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
+    Options,
     Started,
 )
 from dunnage.errors import InvalidArgument

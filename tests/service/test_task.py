@@ -233,10 +233,14 @@ def test_resize_and_close_io_without_terminal_or_stdin_are_nothing(perform: Perf
         await stage.run("c1", ["sleep", "100"])
         await stage.call("ResizePty", task_pb2.ResizePtyRequest(id="c1", width=80, height=25))
         await stage.call("CloseIO", task_pb2.CloseIORequest(id="c1", stdin=True))
+        await stage.exec("c1", "e1", ["true"])
+        await stage.start("c1", "e1")
+        await stage.wait("c1", "e1")
+        resize = task_pb2.ResizePtyRequest(id="c1", exec_id="e1", width=80, height=25)
+        assert await stage.refusal("ResizePty", resize) == (2, "cannot resize a stopped container")
         await stage.kill("c1")
         await stage.wait("c1")
-        resize = task_pb2.ResizePtyRequest(id="c1", width=80, height=25)
-        assert await stage.refusal("ResizePty", resize) == (2, "cannot resize a stopped container")
+        await stage.call("ResizePty", task_pb2.ResizePtyRequest(id="c1", width=80, height=25))
 
     perform(scenario)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,3 +23,14 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs root")
     with cgroups_removed():
         yield tmp_path
+
+
+@pytest.fixture
+def memfds_closed() -> Iterator[None]:
+    """Closes the memfds of journals: a worker has each of them for all its life."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(FileNotFoundError):  # what listed them
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:dunnage"):
+                os.close(int(fd))

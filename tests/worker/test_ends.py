@@ -16,6 +16,8 @@ from dunnage.worker.journal import Journal
 KILLED = Ended(42, 137, 1_700_000_000_000_000_001)
 NEVER_RAN = Ended(43, 0, None)
 
+pytestmark = pytest.mark.usefixtures("memfds_closed")
+
 
 class Workers:
     """One after the other, with one store."""
@@ -53,21 +55,20 @@ def test_an_end_is_known_by_its_bundle_also_to_the_next_worker(workers: Workers)
         assert worker.of_bundle("default", "c1", (1, 4)) is None
 
 
-def test_only_what_a_former_worker_deleted_is_unanswered_and_told_once(workers: Workers) -> None:
+def test_the_last_end_of_a_name_is_known_to_this_worker_and_the_next(workers: Workers) -> None:
     ends = workers.next()
-    ends.remember("default", "c1", (1, 2), KILLED)
-    assert ends.take_unanswered("default", "c1") is None
-    later = workers.next()
-    assert later.take_unanswered("k8s.io", "c1") is None
-    assert later.take_unanswered("default", "c1") == KILLED
-    assert later.take_unanswered("default", "c1") is None
+    ends.remember("default", "c1", (1, 2), NEVER_RAN)
+    ends.remember("default", "c1", (1, 3), KILLED)
+    for worker in (ends, workers.next()):
+        assert worker.of_container("default", "c1") == KILLED
+        assert worker.of_container("k8s.io", "c1") is None
 
 
 def test_a_new_container_of_that_name_or_inode_is_not_the_one_that_is_gone(workers: Workers) -> None:
     workers.next().remember("default", "c1", (1, 2), KILLED)
     later = workers.next()
     later.forget("default", "c1", (1, 9))
-    assert later.take_unanswered("default", "c1") is None
+    assert later.of_container("default", "c1") is None
     assert later.of_bundle("default", "c1", (1, 2)) == KILLED
     later.forget("default", "c9", (1, 2))
     assert later.of_bundle("default", "c1", (1, 2)) is None

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dunnage.container.facts import Fact, fact_from_json
 from dunnage.errors import Error, FailedPrecondition, InvalidArgument
 
 RECORD = "dunnage.json"
@@ -59,6 +60,14 @@ class Bundle:
 
     def exec_pid_path(self, exec_id: str) -> str:
         return os.path.join(self.path, f"{exec_id}.pid")
+
+    def read_pid(self, exec_id: str) -> int:
+        """What the runtime wrote: the init's pid for an empty id, else the exec's. Raises Error."""
+        what = "exec" if exec_id else "container"
+        try:
+            return int(self._read(f"{exec_id or 'init'}.pid"))
+        except (OSError, ValueError) as error:
+            raise Error(f"failed to retrieve OCI runtime {what} pid: {error}") from error
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -169,6 +178,13 @@ class Bundle:
         except BaseException:
             self.remove(temporary)
             raise
+
+
+def untold(record: Record, events_written: int) -> list[Fact]:
+    """The facts that a worker was telling when it died, less those that it had written down: by then there were
+    ``events_written`` events of all containers. Only one record, the last that was saved, can have any."""
+    telling = record["telling"]
+    return [fact_from_json(fact) for fact in telling["facts"]][max(0, events_written - telling["after"]) :]
 
 
 def has_private_pid_namespace(spec: Mapping[str, Any]) -> bool:

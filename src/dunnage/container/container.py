@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dunnage import stdio
 from dunnage.container.bundle import Bundle, Record, has_private_pid_namespace
@@ -25,39 +25,33 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
+    Options,
     Started,
+    fact_to_json,
 )
 from dunnage.container.host import Death, Host
 from dunnage.container.launch import ProcessLaunch
 from dunnage.container.ordering import INIT, ExitOrder
 from dunnage.container.process import UNKNOWN_STATUS, Exec, Init, Process
+from dunnage.container.rootfs import Rootfs
 from dunnage.container.states import Operation, State
 from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
 from dunnage.runtime.client import Runtime
 from dunnage.runtime.failures import CommandFailed
 
+DELETED_EXECS = 8
 LAST_EXIT_TIMEOUT_S = 2.0  # how long a Delete waits for the end of what the runtime has just killed
 
 KILL = 9
 
 
-class Options(NamedTuple):
-    """The runtime options of one container (shim v2, §3.2)."""
-
-    no_pivot_root: bool = False
-    no_new_keyring: bool = False
-    shim_cgroup: str = ""
-    io_uid: int = 0
-    io_gid: int = 0
-    binary_name: str = ""
-    root: str = ""
-    systemd_cgroup: bool = False
-    criu_work_path: str = ""
-
-
 class Container:
-    """A container from its Create to its Delete. ``tell`` gets each fact, in the order the world may learn it."""
+    """A container from its Create to its Delete.
+
+    ``tell`` gets each fact, in the order the world may learn it, and writes it down as an event; ``events_written`` is
+    how many it ever has, of all containers: by that a next worker knows what was told (``bundle.untold``).
+    """
 
     def __init__(
         self,
@@ -71,6 +65,7 @@ class Container:
         runtime: Runtime,
         host: Host,
         tell: Callable[[Fact], None],
+        events_written: Callable[[], int],
         log: logging.Logger,
         env: Mapping[str, str],
         io_drain_timeout_s: float,
@@ -78,19 +73,21 @@ class Container:
         self.namespace = namespace
         self.id = container_id
         self.bundle = bundle
-        self.rootfs = tuple(rootfs)
         self.options = options
         self.init = Init(io)
         self.execs: dict[str, Exec] = {}
+        self.deleted_execs: dict[str, Ended] = {}
+        """The last few that were deleted, for a Delete that is asked again because its answer was lost."""
         self.log = log
         self.env = env
         self.created_at = time.time_ns()
         self._runtime = runtime
         self._host = host
         self._tell = tell
+        self._events_written = events_written
         self._io_drain_timeout_s = io_drain_timeout_s
+        self._rootfs = Rootfs(self.name, bundle, rootfs, host)
         self._order = ExitOrder()
-        self._unanswered_starts: set[str] = set()
         self._kills_all = True
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -123,8 +120,7 @@ class Container:
         async with self.init.turn:
             self._order.starting(INIT)
             try:
-                if self.rootfs:
-                    await self._mount_rootfs()
+                await self._rootfs.mount()
                 await self._create_init()
             except BaseException:
                 self._order.start_failed(INIT)
@@ -132,9 +128,7 @@ class Container:
                 self._release_client_ends(self.init)
                 await self._undo_create()
                 raise
-            self.save()
-            facts = Created(self.bundle.path, self.rootfs, self.init.io, "", self.init.pid)
-            self._tell(facts)
+            self._publish(Created(self.bundle.path, self._rootfs.mounts, self.init.io, "", self.init.pid))
             self._tell_exits(self._order.started(INIT))
         return self.init.pid
 
@@ -142,9 +136,6 @@ class Container:
         """Start the init or an exec; return its pid. Its start is told before anything else of it."""
         process = self.process(exec_id)
         async with process.turn:
-            if process.id in self._unanswered_starts:
-                self._unanswered_starts.discard(process.id)
-                return process.pid
             if isinstance(process, Exec):
                 return await self._start_exec(process)
             return await self._start_init()
@@ -156,17 +147,26 @@ class Container:
         self.init.check(Operation.EXEC)
         stdio.plan(io.stdin, io.stdout, io.stderr, terminal=io.terminal)
         self.execs[exec_id] = Exec(exec_id, io, spec)
-        self.save()
-        self._tell(ExecAdded(exec_id))
+        self.deleted_execs.pop(exec_id, None)
+        self._publish(ExecAdded(exec_id))
 
     # What happens to those that run
 
-    async def kill(self, exec_id: str, number: int, *, everyone: bool = False) -> None:
-        """Send a signal to the init (through the runtime), to all of the container, or to an exec."""
-        process = self.process(exec_id)
+    async def kill(self, exec_id: str, number: int, *, everyone: bool = False, again: bool = False) -> None:
+        """Send a signal to the init (through the runtime), to all of the container, or to an exec. ``again``: a former
+        worker may have sent it; where its runtime's call succeeded, or the process has ended, it has."""
+        try:
+            await self._kill(self.process(exec_id), number, everyone, again)
+        except NotFound:
+            if not again:
+                raise
+
+    async def _kill(self, process: Process, number: int, everyone: bool, again: bool) -> None:
         if not isinstance(process, Exec):
             async with process.turn:
                 process.check(Operation.KILL)
+                if again and await self._host.wait_inherited(f"runtime:{self.name}:kill") == 0:
+                    return
                 await self._runtime.kill(self.id, number, all=everyone)
             return
         async with process.turn:
@@ -193,9 +193,11 @@ class Container:
             await process.stdio.close_stdin()
 
     def resize(self, exec_id: str, width: int, height: int) -> None:
-        """Set a terminal's size in columns and rows; a process without one is left alone."""
+        """Set a terminal's size in columns and rows; a process without one is left alone, and an init whatever its
+        state."""
         process = self.process(exec_id)
-        process.check(Operation.RESIZE)
+        if isinstance(process, Exec):
+            process.check(Operation.RESIZE)
         if process.io.terminal and process.stdio is not None:
             try:
                 process.stdio.resize(width & 0xFFFF, height & 0xFFFF)
@@ -226,10 +228,21 @@ class Container:
 
     def save(self) -> None:
         """Write down what a next worker needs to go on with this container; after its deletion, nothing."""
-        if self.init.state is State.DELETED:
-            return
+        if self.init.state is not State.DELETED:
+            self._save()
+
+    def _publish(self, *facts: Fact) -> None:
+        """Tell facts, in one step with the change they tell of: they are in the record first, and a next worker, before
+        it does anything else, tells those that were not written down as events yet."""
+        if self._tell is not _tell_nobody:
+            self._save(facts)
+        for fact in facts:
+            self._tell(fact)
+
+    def _save(self, telling: Sequence[Fact] = ()) -> None:
+        facts = [fact_to_json(fact) for fact in telling]
         try:
-            self.bundle.save(self.record())
+            self.bundle.save({**self.record(), "telling": {"after": self._events_written(), "facts": facts}})
         except OSError as error:
             # the container goes on: only a death of this worker would now cost something
             self.log.error("failed to save the state of container %s: %s", self.id, error)
@@ -240,35 +253,42 @@ class Container:
             "id": self.id,
             "bundle": self.bundle.path,
             "created_at": self.created_at,
-            "rootfs": [list(mount) for mount in self.rootfs],
+            "rootfs": [list(mount) for mount in self._rootfs.mounts],
             "options": self.options._asdict(),
             "kills_all": self._kills_all,
             "init": self.init.record(),
             "execs": {process.id: process.record() for process in self.execs.values()},
             "untold": list(self._order.waiting),
+            "deleted_execs": {exec_id: list(ended) for exec_id, ended in self.deleted_execs.items()},
         }
 
     async def restore(self, record: Record, fds: dict[str, int]) -> None:
         """Go on where the last worker stopped. ``fds``: what the store holds for ``io:<this name>``, by the rest of its
-        name, all its own from now on. Watches what ran; an exit that was not told yet is told when its time comes."""
+        name, all its own from now on. Watches what ran; an exit that was not told yet is told when its time comes. A
+        container that was deleted, but not forgotten yet, comes back as deleted."""
         self.created_at = record["created_at"]
         self._kills_all = record["kills_all"]
         self.init.restore(record["init"])
         for exec_id, saved in record["execs"].items():
             self.execs[exec_id] = Exec(exec_id, IO(*saved["io"]), saved["spec"])
             self.execs[exec_id].restore(saved)
+        self.deleted_execs = {exec_id: Ended(*ended) for exec_id, ended in record.get("deleted_execs", {}).items()}
         for exec_id in record["untold"]:
             if self.process(exec_id).pid:
                 self._order.starting(exec_id)
                 self._order.started(exec_id)
+        if self.init.state is not State.DELETED:
+            await self._take_up_processes(fds)
+        self.bundle.remove_unfinished()
+        for end, fd in fds.items():
+            self._let_go(f"io:{self.name}{end}", fd)  # of a process that was just deleted
+
+    async def _take_up_processes(self, fds: dict[str, int]) -> None:
         started = [process for process in [self.init, *self.execs.values()] if await self._was_started(process)]
         for process in [self.init, *self.execs.values()]:
             self._take_up(process, fds)
-        self.bundle.remove_unfinished()
-        for end, fd in fds.items():
-            self._let_go(f"io:{self.name}{end}", fd)  # of an exec that was just deleted
         for process in started:
-            self._tell(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
+            self._publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
             self._tell_exits(self._order.started(process.id))
 
     def close(self) -> None:
@@ -307,19 +327,12 @@ class Container:
             try:
                 await self._runtime.create(self.id, arguments, launch.runtime_stdio)
                 await launch.succeeded()
-                init.pid = _read_pid(self.bundle.init_pid_path, "failed to retrieve OCI runtime container pid")
+                init.pid = self.bundle.read_pid(INIT)
                 init.watch = self._host.watch(init.pid, lambda death: self._died(init, death))
             except BaseException as error:
                 if not _is_refusal(error):
                     await self._forget_in_runtime()
                 raise
-
-    async def _mount_rootfs(self) -> None:
-        self.bundle.make_rootfs()
-        try:
-            await self._host.mount(self.name, self.bundle.rootfs, self.rootfs)
-        except Error as error:
-            raise type(error)(f"failed to mount rootfs component: {error}") from error
 
     async def undo_create(self) -> None:
         """Take back what a Create that a former worker began has left: in the runtime, in the rootfs, in the bundle."""
@@ -327,11 +340,9 @@ class Container:
         await self._undo_create()
 
     async def _undo_create(self) -> None:
-        try:
-            if self.rootfs:
-                await self._host.unmount(self.name, self.bundle.rootfs)
-        except Error as error:
-            self.log.error("failed to unmount the rootfs after a failed create: %s", error)
+        failure = await self._rootfs.unmount()
+        if failure is not None:
+            self.log.error("after a failed create: %s", failure)
         self.bundle.remove("init.pid")
         self.bundle.forget()
 
@@ -339,15 +350,17 @@ class Container:
         init = self.init
         init.check(Operation.START)
         self._order.starting(INIT)
+        init.start_began = True
+        self.save()
         try:
             await self._runtime.start(self.id)
         except BaseException:
+            init.start_began = False
             self._tell_exits(self._order.start_failed(INIT, lives=True))
             raise
         if init.state is State.CREATED:  # else it is over already
             init.state = State.RUNNING
-        self.save()
-        self._tell(Started(init.pid))
+        self._publish(Started(init.pid))
         self._tell_exits(self._order.started(INIT))
         return init.pid
 
@@ -371,7 +384,7 @@ class Container:
                 )
                 await launch.succeeded()
                 process.check(Operation.START)  # the container may have been ended meanwhile
-                pid = _read_pid(pid_file, "failed to retrieve OCI runtime exec pid")
+                pid = self.bundle.read_pid(process.id)
                 process.watch = self._host.watch(pid, lambda death: self._died(process, death))
                 process.pid = pid
         except BaseException as error:
@@ -382,8 +395,7 @@ class Container:
             self._tell_exits(self._order.start_failed(process.id))
             raise
         process.state = State.RUNNING
-        self.save()
-        self._tell(ExecStarted(process.id, process.pid))
+        self._publish(ExecStarted(process.id, process.pid))
         self._tell_exits(self._order.started(process.id))
         return process.pid
 
@@ -396,6 +408,9 @@ class Container:
         process.release_waiters()
         self.bundle.remove(f"{process.id}.pid")
         del self.execs[process.id]
+        self.deleted_execs[process.id] = process.ended
+        while len(self.deleted_execs) > DELETED_EXECS:
+            del self.deleted_execs[next(iter(self.deleted_execs))]
         self.save()
         return process.ended
 
@@ -432,13 +447,7 @@ class Container:
         if self.init.stdio is not None:
             self.init.stdio.close()
             self.init.stdio = None
-        if not self.rootfs:
-            return None
-        try:
-            await self._host.unmount(self.name, self.bundle.rootfs)
-        except Error as error:
-            return Error(f"failed rootfs umount: {error}")
-        return None
+        return await self._rootfs.unmount()
 
     async def _await_last_exit(self) -> None:
         """The runtime has killed what ran: see it end, so that its exit is told before the deletion."""
@@ -452,7 +461,7 @@ class Container:
         for process in [self.init, *self.execs.values()]:
             process.state = State.DELETED
             process.release_waiters()
-        self._tell(Deleted(self.init.ended))
+        self._publish(Deleted(self.init.ended))
         self._tell = _tell_nobody  # nothing comes after it
 
     async def _drain(self, process: Process) -> None:
@@ -468,7 +477,7 @@ class Container:
     def _end_stray(self, exec_id: str) -> None:
         """A start was given up whose process may be there all the same: nobody would ever know it."""
         try:
-            pid = _read_pid(self.bundle.exec_pid_path(exec_id), "no process was made")
+            pid = self.bundle.read_pid(exec_id)
             self._host.watch(pid, lambda death: None).signal(KILL)
         except (Error, ProcessLookupError):
             pass  # nothing was made, or it has ended
@@ -497,37 +506,40 @@ class Container:
         self._tell_exits(self._order.exited(INIT))
 
     def _tell_exits(self, process_ids: Sequence[str]) -> None:
-        for process_id in process_ids:
-            process = self.process(process_id)
+        processes = [self.process(process_id) for process_id in process_ids]
+        for process in processes:
             process.finish()
-            self._tell(Exited(process_id, process.ended))
-        if process_ids:
-            self.save()
+        if processes:
+            self._publish(*(Exited(process.id, process.ended) for process in processes))
 
     async def _was_started(self, process: Process) -> bool:
-        """Whether a Start that nobody answered has had its effect; then its client, who asks again, has its answer."""
+        """Whether a Start that nobody answered has had its effect."""
         if process.state is not State.CREATED:
             return False
         if isinstance(process, Exec):
             await self._host.wait_inherited(f"runtime:{self.name}/{process.id}:exec")
             try:
-                process.pid = _read_pid(
-                    self.bundle.exec_pid_path(process.id), "failed to retrieve OCI runtime exec pid"
-                )
+                process.pid = self.bundle.read_pid(process.id)
             except Error:
                 return False
-        else:
-            await self._host.wait_inherited(f"runtime:{self.name}:start")
-            try:
-                if (await self._runtime.state(self.id)).get("status") == "created":
-                    return False
-            except Error as error:
-                self.log.warning("the runtime does not know whether container %s was started: %s", self.id, error)
-                return False
+        elif not await self._runtime_has_started():
+            return False
         process.state = State.RUNNING
         self._order.starting(process.id)
-        self._unanswered_starts.add(process.id)
         return True
+
+    async def _runtime_has_started(self) -> bool:
+        """Whether the init that a former worker was starting has begun: its runtime's call says so, or the runtime."""
+        if not self.init.start_began:
+            return False
+        status = await self._host.wait_inherited(f"runtime:{self.name}:start")
+        if status is not None:
+            return status == 0
+        try:
+            return (await self._runtime.state(self.id)).get("status") != "created"
+        except Error as error:
+            self.log.warning("the runtime does not know whether container %s was started: %s", self.id, error)
+            return False
 
     def _take_up(self, process: Process, fds: dict[str, int]) -> None:
         prefix = f"/{process.id}:" if process.id else ":"
@@ -585,14 +597,6 @@ def _is_refusal(error: BaseException) -> bool:
     """True if the runtime has failed by itself, and so has cleaned up; False if it was given up, or what followed
     failed."""
     return isinstance(error.__cause__, CommandFailed)
-
-
-def _read_pid(path: str, failure: str) -> int:
-    try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
-    except (OSError, ValueError) as error:
-        raise Error(f"{failure}: {error}") from error
 
 
 def _tell_nobody(fact: Fact) -> None:

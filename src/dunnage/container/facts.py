@@ -1,8 +1,9 @@
-"""What a container tells the world, as values: the service makes containerd's events of them."""
+"""What a container is asked to be, and what it tells the world, as values: the service makes messages of them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 
 class Mount(NamedTuple):
@@ -21,6 +22,20 @@ class IO(NamedTuple):
     stdout: str = ""
     stderr: str = ""
     terminal: bool = False
+
+
+class Options(NamedTuple):
+    """The runtime options of one container (shim v2, §3.2)."""
+
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    shim_cgroup: str = ""
+    io_uid: int = 0
+    io_gid: int = 0
+    binary_name: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+    criu_work_path: str = ""
 
 
 class Ended(NamedTuple):
@@ -64,3 +79,27 @@ class Deleted(NamedTuple):
 
 
 Fact = Created | Started | ExecAdded | ExecStarted | Exited | Deleted
+
+
+def fact_to_json(fact: Fact) -> list[Any]:
+    """A fact in JSON values, for ``fact_from_json``."""
+    return [type(fact).__name__, *fact]
+
+
+def fact_from_json(value: Sequence[Any]) -> Fact:
+    """Raises ValueError for what is no fact."""
+    match value:
+        case ["Created", bundle, rootfs, io, checkpoint, pid]:
+            mounts = tuple(Mount(m[0], m[1], m[2], tuple(m[3])) for m in rootfs)
+            return Created(bundle, mounts, IO(*io), checkpoint, pid)
+        case ["Started", pid]:
+            return Started(pid)
+        case ["ExecAdded", exec_id]:
+            return ExecAdded(exec_id)
+        case ["ExecStarted", exec_id, pid]:
+            return ExecStarted(exec_id, pid)
+        case ["Exited", exec_id, ended]:
+            return Exited(exec_id, Ended(*ended))
+        case ["Deleted", ended]:
+            return Deleted(Ended(*ended))
+    raise ValueError(f"{value!r} is no fact about a container")

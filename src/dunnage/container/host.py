@@ -41,8 +41,9 @@ class Host(Protocol):
         """Watch a child of the keeper. ``on_death`` is called once, and what it wrote down is safe when it returns:
         only then is the process reaped."""
 
-    async def wait_inherited(self, call: str) -> None:
-        """Wait for a runtime call of this name that a former worker began, if it still runs: what it does is done."""
+    async def wait_inherited(self, call: str) -> int | None:
+        """Wait for the end of a runtime call of this name that a former worker began and nobody has waited for yet; its
+        status. None: there is none, or it hangs and was killed."""
 
     async def open_log(self, path: str) -> int:
         """Open a log file where it may sleep in the kernel (``stdio.file``). Raises Error naming the file."""

@@ -108,6 +108,15 @@ class Init(Process):
 
     def __init__(self, io: IO) -> None:
         super().__init__("", io)
+        self.start_began = False
+        """A Start of it was begun, and has not failed."""
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "start_began": self.start_began}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        super().restore(record)
+        self.start_began = record["start_began"]
 
 
 class Exec(Process):

@@ -110,14 +110,6 @@ INIT: Table = {
         STOPPED: None,
         DELETED: Refusal("cannot kill a deleted process", NotFound),
     },
-    Operation.RESIZE: {
-        CREATED: None,
-        CHECKPOINT: None,
-        RUNNING: None,
-        PAUSED: None,
-        STOPPED: Refusal("cannot resize a stopped container"),
-        DELETED: Refusal("cannot resize a deleted process"),
-    },
 }
 
 EXEC: Table = {

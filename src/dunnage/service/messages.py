@@ -11,7 +11,6 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dunnage.api import anys, events_pb2, mount_pb2, options_pb2, task_types_pb2
-from dunnage.container.container import Options
 from dunnage.container.facts import (
     IO,
     Created,
@@ -21,6 +20,7 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
+    Options,
     Started,
 )
 from dunnage.container.states import State

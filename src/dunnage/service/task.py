@@ -1,7 +1,8 @@
 """The Task service of one group: one method per RPC, in the order of the API (shim v2, §3.1 and §4.1).
 
 A change that has begun is brought to its end also when its client hangs up or gives up: what the client sees next is
-then true. Reads and Wait end with their client.
+then true. Reads and Wait end with their client. A change that a former worker took and did not answer is served again
+(``Call.replayed``): where it has had its effect, it has succeeded.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from dunnage.api import anys, options_pb2, task_pb2, task_types_pb2
-from dunnage.container.container import Container, Options
-from dunnage.container.facts import IO, Ended, Mount
+from dunnage.container.container import Container
+from dunnage.container.facts import IO, Ended, Mount, Options
 from dunnage.container.group import Group
 from dunnage.container.states import State
 from dunnage.errors import Error, InvalidArgument, Unimplemented
@@ -41,7 +42,7 @@ class MakeContainer(Protocol):
 class TaskService:
     """``on_deleted`` and ``on_shutdown`` tell the worker what became of the group; the first takes its container.
 
-    ``recall`` knows how a container ended whose Delete a former worker did and could not answer any more.
+    ``recall`` knows how a container ended that is gone: a former worker may have deleted it and not answered any more.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class TaskService:
 
     async def create(self, request: task_pb2.CreateTaskRequest, call: Call) -> task_pb2.CreateTaskResponse:
         _check_id("container id", request.id)
+        if call.replayed and request.id in self._group.containers:
+            return task_pb2.CreateTaskResponse(pid=self._group.containers[request.id].init.pid)
         if not os.path.isabs(request.bundle):
             raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
         if request.checkpoint:
@@ -128,16 +131,22 @@ class TaskService:
         return task_pb2.CreateTaskResponse(pid=created.init.pid)
 
     async def start(self, request: task_pb2.StartRequest, call: Call) -> task_pb2.StartResponse:
-        return task_pb2.StartResponse(pid=await self._group.container(request.id).start(request.exec_id))
+        container = self._group.container(request.id)
+        process = container.process(request.exec_id)
+        if call.replayed and process.state is not State.CREATED:
+            return task_pb2.StartResponse(pid=process.pid)
+        return task_pb2.StartResponse(pid=await container.start(request.exec_id))
 
     async def delete(self, request: task_pb2.DeleteRequest, call: Call) -> task_pb2.DeleteResponse:
         # a client that has given its Create up comes with this next: what it asks for is an end of what was begun
         await self._group.wait_created(request.id)
-        if request.id not in self._group.containers and not request.exec_id:
+        if call.replayed and request.id not in self._group.containers and not request.exec_id:
             recalled = self._recall(request.id)
             if recalled is not None:
                 return task_pb2.DeleteResponse(**_ended(recalled))
         container = self._group.container(request.id)
+        if call.replayed and request.exec_id in container.deleted_execs:
+            return task_pb2.DeleteResponse(**_ended(container.deleted_execs[request.exec_id]))
         ended = await container.delete(request.exec_id)
         if not request.exec_id:
             self._on_deleted(self._group, container)
@@ -153,12 +162,16 @@ class TaskService:
         return response
 
     async def kill(self, request: task_pb2.KillRequest, call: Call) -> Empty:
-        await self._group.container(request.id).kill(request.exec_id, request.signal, everyone=request.all)
+        await self._group.container(request.id).kill(
+            request.exec_id, request.signal, everyone=request.all, again=call.replayed
+        )
         return Empty()
 
     async def exec(self, request: task_pb2.ExecProcessRequest, call: Call) -> Empty:
         container = self._group.container(request.id)
         _check_id("exec id", request.exec_id)
+        if call.replayed and request.exec_id in container.execs:
+            return Empty()
         io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
         await container.add_exec(request.exec_id, io, messages.process_spec(request.spec))
         return Empty()

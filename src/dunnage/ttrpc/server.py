@@ -46,15 +46,19 @@ class Notes(Protocol):
 class Call:
     """What a handler may know of its call besides the message."""
 
-    __slots__ = ("_event", "connection", "deadline", "pid")
+    __slots__ = ("_event", "connection", "deadline", "pid", "replayed")
 
-    def __init__(self, event: Requested, connection: str, pid: int, deadline: float | None) -> None:
+    def __init__(
+        self, event: Requested, connection: str, pid: int, deadline: float | None, *, replayed: bool = False
+    ) -> None:
         self._event = event
         self.connection = connection
         self.pid = pid
         """Of the peer's process, as it was when it connected."""
         self.deadline = deadline
         """In the time of ``time.monotonic``."""
+        self.replayed = replayed
+        """A process before this one took the request and died: what it asks for may have been done."""
 
     @property
     def metadata(self) -> Metadata:
@@ -205,7 +209,7 @@ class _Connection:
         self._loop.add_reader(self._sock, self._read if self._notes is None else self._read_noted)
         for event in events:
             if event is not None:
-                self._act(event)
+                self._act(event, replayed=True)
         if partial and not self._closed:
             self._go_on_from(partial)
 
@@ -354,7 +358,7 @@ class _Connection:
 
     # Serving
 
-    def _act(self, event: Requested | Refused) -> None:
+    def _act(self, event: Requested | Refused, *, replayed: bool = False) -> None:
         if self._closed:
             return
         if isinstance(event, Refused):
@@ -381,7 +385,7 @@ class _Connection:
             self._expire(stream_id)
             return
         deadline = self._loop.time() + timeout_ns / 1e9 if timeout_ns else None
-        call = Call(event, self._name, self._pid, deadline)
+        call = Call(event, self._name, self._pid, deadline, replayed=replayed)
         if is_coroutine_function:
             self._start(stream_id, self._serve(stream_id, handler, message, call), deadline)
             return

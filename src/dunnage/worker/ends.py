@@ -31,12 +31,10 @@ class Ends:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._entries: dict[tuple[int, int], _Entry] = {}
-        self._unanswered: dict[tuple[str, str], Ended] = {}
+        self._last: dict[tuple[str, str], tuple[int, int]] = {}
         for number, record in journal.live.items():
             at, namespace, container_id, device, inode, ended = json.loads(record)
-            entry = _Entry(number, at, namespace, container_id, Ended(*ended))
-            self._entries[device, inode] = entry
-            self._unanswered[namespace, container_id] = entry.ended
+            self._add((device, inode), _Entry(number, at, namespace, container_id, Ended(*ended)))
         self._drop_old()
 
     def remember(self, namespace: str, container_id: str, bundle: tuple[int, int], ended: Ended) -> None:
@@ -45,13 +43,13 @@ class Ends:
         self.forget(namespace, container_id, bundle)
         at = time.monotonic()
         number = self._journal.append(json.dumps([at, namespace, container_id, *bundle, ended]).encode())
-        self._entries[bundle] = _Entry(number, at, namespace, container_id, ended)
+        self._add(bundle, _Entry(number, at, namespace, container_id, ended))
         if len(self._entries) > REMEMBERED:
             self._drop(next(iter(self._entries)))
 
     def forget(self, namespace: str, container_id: str, bundle: tuple[int, int]) -> None:
         """A container of this name, or in a directory of this inode, begins: it is not the one that is gone."""
-        self._unanswered.pop((namespace, container_id), None)
+        self._last.pop((namespace, container_id), None)
         self._drop(bundle)
 
     def of_bundle(self, namespace: str, container_id: str, bundle: tuple[int, int]) -> Ended | None:
@@ -61,9 +59,14 @@ class Ends:
             return None
         return entry.ended
 
-    def take_unanswered(self, namespace: str, container_id: str) -> Ended | None:
-        """The end of a container that a former worker deleted; told once, to the client that asks again."""
-        return self._unanswered.pop((namespace, container_id), None)
+    def of_container(self, namespace: str, container_id: str) -> Ended | None:
+        """How the last container of this name ended, if it is gone and no other of this name has begun."""
+        bundle = self._last.get((namespace, container_id))
+        return None if bundle is None else self._entries[bundle].ended
+
+    def _add(self, bundle: tuple[int, int], entry: _Entry) -> None:
+        self._entries[bundle] = entry
+        self._last[entry.namespace, entry.container_id] = bundle
 
     def _drop_old(self) -> None:
         before = time.monotonic() - REMEMBER_S
@@ -75,5 +78,9 @@ class Ends:
 
     def _drop(self, bundle: tuple[int, int]) -> None:
         entry = self._entries.pop(bundle, None)
-        if entry is not None:
-            self._journal.done(entry.number)
+        if entry is None:
+            return
+        name = entry.namespace, entry.container_id
+        if self._last.get(name) == bundle:
+            del self._last[name]
+        self._journal.done(entry.number)

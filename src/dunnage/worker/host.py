@@ -119,7 +119,7 @@ class KeeperHost:
         """A former worker's processes and calls that nobody has watched yet."""
         self._kept = {pid for pid, name in keeper.children.items() if not name.startswith(_PROCESS)}
         self._over: set[int] = set()  # of those that are kept
-        self._inherited: dict[int, tuple[str, asyncio.Future[None], ProcessWatch]] = {}
+        self._inherited: dict[int, tuple[str, asyncio.Future[int], ProcessWatch]] = {}
         for pid, name in keeper.children.items():
             if not name.startswith(_PROCESS):
                 self._see_to_its_end(pid, name)
@@ -160,23 +160,26 @@ class KeeperHost:
         spawn = self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
         return await self._call(name, spawn, deadline_s)
 
-    async def wait_inherited(self, call: str) -> None:
-        """Wait for the calls of this name that a former worker began, if they still run: what they do is done. One that
-        hangs is killed."""
+    async def wait_inherited(self, call: str) -> int | None:
+        """Wait for the calls of this name that a former worker began, and let go of them; the last one's status. One
+        that hangs is killed."""
+        status = None
         is_of_runtime = call.startswith("runtime:")
         deadline_s = self._runtime_timeout_s if is_of_runtime else self._mount_timeout_s
-        for name, over, watch in list(self._inherited.values()):
+        for pid, (name, over, watch) in list(self._inherited.items()):
             if name != call:
                 continue
             try:
                 async with asyncio.timeout(deadline_s):
-                    await asyncio.shield(over)
+                    status = await asyncio.shield(over)
             except TimeoutError:
                 self.log.error("process %d (%s) of a former worker hangs: it is abandoned", watch.pid, name)
                 try:
                     watch.signal(signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # it ended just now
+            self._inherited.pop(pid, None)
+        return status
 
     def adopt_the_rest(self) -> None:
         """Every container of a former worker is watched: reap its other processes too, when they have ended."""
@@ -298,11 +301,10 @@ class KeeperHost:
             self.unseen.discard(pid)
             self.reap(pid)  # it was reaped while this worker was being made; the keeper forgets its name
             return
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def ended(death: Death) -> None:
-            over.set_result(None)
-            del self._inherited[pid]
+            over.set_result(death.status)
 
         self._inherited[pid] = name, over, ProcessWatch(self, pid, pidfd, ended)
 

@@ -1,7 +1,7 @@
 """Records that outlive this process: appended to a memfd in the keeper's store, until they are said to be done.
 
 One record is one write, so a death in between leaves all of it or nothing that counts. Records that are done are thrown
-out when nothing else is left, or when they are most of a large file.
+out when they are most of a large file; their numbers are never used again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 _HEADER = struct.Struct("<IBQ")  # length of the data, kind, number of the record
 _APPENDED, _DONE = 1, 2
-_COMPACT_BYTES = 1 << 20
+_COMPACT_BYTES = 64 << 10
 
 
 class Journal:
@@ -31,6 +31,11 @@ class Journal:
         else:
             self._fd = fd
             self._size = self._load()
+
+    @property
+    def written(self) -> int:
+        """How many records were ever appended, by all workers."""
+        return self._next - 1
 
     @property
     def live(self) -> dict[int, bytes]:
@@ -52,10 +57,6 @@ class Journal:
         if data is None:
             return
         self._live_bytes -= len(data)
-        if not self._live:
-            os.ftruncate(self._fd, 0)
-            self._size = 0
-            return
         self._write(_HEADER.pack(0, _DONE, number))
         if self._size > _COMPACT_BYTES and self._size > 2 * self._live_bytes:
             self._compact()
@@ -81,7 +82,8 @@ class Journal:
 
     def _compact(self) -> None:
         compact = self._make(keep=False)
-        data = b"".join(_HEADER.pack(len(data), _APPENDED, number) + data for number, data in self._live.items())
+        data = _HEADER.pack(0, _DONE, self.written)  # says how many there were; what is live comes behind it
+        data += b"".join(_HEADER.pack(len(data), _APPENDED, number) + data for number, data in self._live.items())
         os.pwrite(compact, data, 0)
         self._store(self.name, compact)
         os.close(self._fd)

@@ -12,10 +12,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dunnage.container.bundle import Bundle, Record
-from dunnage.container.container import Container, Options
-from dunnage.container.facts import IO, Mount
+from dunnage.container.bundle import Bundle, Record, untold
+from dunnage.container.container import Container
+from dunnage.container.facts import IO, Mount, Options
+from dunnage.container.states import State
 from dunnage.errors import Error
+from dunnage.service import messages
 from dunnage.stdio import CLIENT_ENDS
 from dunnage.worker.served import Launch, ServedGroup, group_name, read_about
 from dunnage.worker.worker import Worker
@@ -43,6 +45,7 @@ async def recover(worker: Worker, *, log: logging.Logger) -> None:
             container = _find(worker, name.removeprefix("bundle:"), fd, fds, log)
             if container is not None:
                 found[container.served.name].append(container)
+                _tell_the_rest(worker, container)
     _take_up_connections(worker, fds)  # now that it is known who is there
     done = worker.in_background(_finish(worker, found, log))
     await asyncio.wait((done,), timeout=PATIENCE_S)
@@ -130,6 +133,12 @@ def _find(worker: Worker, name: str, fd: int, fds: Mapping[str, int], log: loggi
     return None
 
 
+def _tell_the_rest(worker: Worker, found: _Found) -> None:
+    """Of the container whose facts the last worker was telling, those that it had not written down yet."""
+    for fact in untold(found.record, worker.events_inherited) if found.record is not None else ():
+        found.served.publisher.publish(messages.event(found.container_id, fact))
+
+
 async def _finish(worker: Worker, found: Mapping[str, Sequence[_Found]], log: logging.Logger) -> None:
     groups = [_finish_group(worker, worker.groups[name], containers, log) for name, containers in found.items()]
     await asyncio.gather(*groups)
@@ -160,6 +169,8 @@ async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger)
         found.bundle.close()  # so that what is written down stays as it is
     finally:
         group.end_create(found.container_id, taken_up)
+    if taken_up is not None and taken_up.init.state is State.DELETED:
+        worker.forget(found.served, taken_up)
 
 
 def _restored(worker: Worker, found: _Found) -> Container:

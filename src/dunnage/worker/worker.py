@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 
 from dunnage.config import Config
 from dunnage.container.bundle import Bundle
-from dunnage.container.container import Container, Options
-from dunnage.container.facts import IO, Ended, Fact, Mount
+from dunnage.container.container import Container
+from dunnage.container.facts import IO, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
 from dunnage.errors import Error
 from dunnage.events.publisher import Publisher
@@ -67,6 +67,8 @@ class Worker:
         )
         self.notes = RequestNotes(Journal("journal:requests", keeper.store, keeper.fds.get("journal:requests")))
         self._event_journal = Journal("journal:events", keeper.store, keeper.fds.get("journal:events"))
+        self.events_inherited = self._event_journal.written
+        """How many events the workers before this one have written down."""
         self.event_log = EventLog()
         self._publishers: dict[tuple[str, str], Publisher] = {}
         self._ends = Ends(Journal("journal:ends", keeper.store, keeper.fds.get("journal:ends")))
@@ -93,7 +95,7 @@ class Worker:
             make_container=lambda *asked: self._make_container(served, *asked),
             on_deleted=lambda _, container: self.forget(served, container),
             on_shutdown=lambda _: self._on_shutdown(served),
-            recall=lambda container_id: self._ends.take_unanswered(namespace, container_id),
+            recall=lambda container_id: self._ends.of_container(namespace, container_id),
             log=self.log,
         )
         methods = {name: _after_take_up(group, method) for name, method in service.methods().items()}
@@ -208,6 +210,7 @@ class Worker:
             runtime=runtime,
             host=self.host,
             tell=tell,
+            events_written=lambda: self._event_journal.written,
             log=log,
             env=launch.env,
             io_drain_timeout_s=self.config.io_drain_timeout_s,
