@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import subprocess
 import termios
+import tty
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,42 @@ def test_a_stalled_reader_loses_nothing_and_input_still_flows(store: Store, tmp_
         assert await reading == b"".join(b"%d\n" % n for n in range(1, 50001))
         io.close()
         os.close(client)
+
+    asyncio.run(scenario())
+
+
+def test_input_that_a_dead_process_left_unread_blocks_no_client_while_the_reader_stalls(
+    store: Store, tmp_path: Path
+) -> None:
+    made = fifo_plan(tmp_path, "stdin", "stdout", terminal=True)
+
+    async def scenario() -> None:
+        stdout = open_reader(made.stdout)
+        io = await opened(made, store)
+        client = open_writer(made.stdin)
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        os.set_blocking(slave, False)
+        io.attach_terminal(master)
+        io.start()
+        written = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until terminal and fifo are full, in both directions
+                written += os.write(slave, b"x" * 1000)
+                await until_quiet()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(client, b"y" * 1000)
+                await until_quiet()
+        os.close(slave)
+        io.exited()
+        await write_all(client, bytes(1 << 20))
+        os.close(client)
+        await io.close_stdin()
+        await until_quiet()
+        assert await read_to_end(stdout) == b"x" * written
+        assert await io.wait_drained(LIMIT_S)
+        io.close()
 
     asyncio.run(scenario())
 

@@ -169,6 +169,9 @@ class ProcessIO:
         self._exited = True
         if self._terminal is not None:
             self._terminal.let_end()
+            stdin = self._pumps.get("stdin")
+            if stdin is not None:
+                stdin.discard()  # to wait for room in a terminal that is hung up would never sleep
         pump = self._pumps.get("stdout")
         if pump is not None:
             pump.let_end()
@@ -342,12 +345,12 @@ class ProcessIO:
         pump.start()
 
     def _end_stdin(self) -> None:
-        """No writer is left: the process reads its end, a terminal is hung up."""
+        """No writer is left: the process reads its end, a terminal is hung up unless it is over anyhow."""
         self._drop("stdin.pipe")
         self._drop("stdin.fifo")
         self._drop("stdin.writer")
         self._pumps.pop("stdin", None)
-        if "terminal" not in self._fds:
+        if "terminal" not in self._fds or self._exited:
             return
         output = self._pumps.get("stdout")
         if output is not None:
