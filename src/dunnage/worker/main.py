@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -33,6 +34,8 @@ NODE = "node"  # the keeper's name for its first worker
 
 def main(argument: Any, inherited: Inherited) -> int:
     """Serve until the keeper says that it is over."""
+    if "control" not in inherited.fds:
+        return 0  # it came as the worker before it left, and was given no socket: whoever asked for it asks again
     logger = logging.getLogger("dunnage")
     try:
         settings = config.load()
@@ -75,7 +78,8 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     await over.wait()
     leaving.cancel()
     if not is_node:
-        os.unlink(control_path)  # who asks now finds nobody, and has the node's worker make another
+        with contextlib.suppress(FileNotFoundError):  # somebody cleaned up
+            os.unlink(control_path)  # who asks now finds nobody, and has the node's worker make another
     _unlink(node.getsockname(), node_file)
     launchers.close()
     node.close()

@@ -40,7 +40,8 @@ from dunnage.worker.served import Launch, ServedGroup
 
 OTHER_WORKERS_PIPES_BYTES = 2 * 1024 * 1024
 _LAST_DELETE_S = 5.0
-_LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that is away are kept
+_LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that does not take them are kept
+_LOOK_S = 1.0  # between two looks whether its socket is there
 
 
 class Worker:
@@ -312,11 +313,32 @@ class Worker:
         """Close a publisher that no group needs, when containerd has all its events or has been away for too long."""
         publisher = self._publishers.get(key)
         if publisher is not None and self._is_unused(key, publisher):
-            await publisher.flush(_LAST_EVENTS_S)
+            await self._flush_last(publisher, key[1])
             if self._is_unused(key, publisher):
                 del self._publishers[key]
                 await publisher.close()
+                self._drop_events(key)
         self.consider_idling()
+
+    async def _flush_last(self, publisher: Publisher, ttrpc_address: str) -> None:
+        """Wait until containerd has its last events; in vain if its socket has gone and does not come back within the
+        idle time: then it was taken away, not started again."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + _LAST_EVENTS_S
+        seen = clock()
+        while not await publisher.flush(_LOOK_S):
+            if os.path.exists(ttrpc_address):
+                seen = clock()
+            if clock() >= min(end, seen + self.config.idle_exit_s):
+                return
+
+    def _drop_events(self, key: tuple[str, str]) -> None:
+        """Nobody is left to send what waits: else a later worker would, among the events of later containers."""
+        dropped = self._event_journal.live_by_label().get(" ".join(key), ())
+        for number, _ in dropped:
+            self._event_journal.done(number)
+        if dropped:
+            self.log.error("%d events of namespace %s are dropped: no containerd takes them at %s", len(dropped), *key)
 
     def _end_if_idle(self, end: Callable[[], None]) -> None:
         if not self.groups and not self._publishers:
