@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,11 @@ def wait_until_dead(pidfd: int) -> None:
 
 def descendants(pid: int) -> list[int]:
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has just been reaped
+    for child in children:
         found += [int(child), *descendants(int(child))]
     return found
 
@@ -118,7 +122,7 @@ def descendants(pid: int) -> list[int]:
 def start_keeper(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start(*options: str, limit: str = "", **popen: Any) -> Running:
+    def start(*options: str, limit: str = "", wrapper: Sequence[str] = (), **popen: Any) -> Running:
         state = tmp_path / f"state{len(started)}"
         state.mkdir()
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -130,7 +134,7 @@ def start_keeper(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             "--state", str(state), "--lock-fd", str(lock), "--control-fd", str(control.fileno()),
             "--worker", "tests.keeper.worker:main", *options, "x" * 200,
         ]  # fmt: skip
-        command = [sys.executable, "-m", "dunnage.keeper", *arguments]
+        command = [*wrapper, sys.executable, "-m", "dunnage.keeper", *arguments]
         if limit:
             command = ["sh", "-c", f'{limit}; exec "$@"', "sh", *command]
         with open(state / "log", "ab") as log:

@@ -8,9 +8,11 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Coroutine
 from typing import Any
 
 from dunnage.keeper.client import Attributes, Child, Inherited, Keeper
+from dunnage.linux.attributes import oom_score_adj_of
 
 
 def main(argument: Any, inherited: Inherited) -> int:
@@ -30,6 +32,7 @@ class Worker:
         self.deaths = asyncio.Event()
         self.finished: asyncio.Future[int]
         self.keeper: Keeper
+        self.limit: tuple[int, int]
 
     async def run(self) -> int:
         self.finished = asyncio.get_running_loop().create_future()
@@ -174,6 +177,30 @@ class Worker:
     async def do_fork_worker(self, name: str, argument: Any) -> int:
         return self.remember(await self.keeper.fork_worker(name, argument))
 
+    async def do_spawn_unwatched(self, argv: list[str], *, full_before: bool) -> int:
+        """With no room for a pidfd: either from the beginning, or when the child has been asked for."""
+        spawn = self.keeper.spawn("unwatched", argv, env={"PATH": "/usr/bin:/bin"}, cwd="/", fds={})
+        return await self.make_unwatched(spawn, full_before=full_before)
+
+    async def do_fork_worker_unwatched(self, name: str, *, full_before: bool) -> int:
+        return await self.make_unwatched(self.keeper.fork_worker(name, None), full_before=full_before)
+
+    async def make_unwatched(self, making: Coroutine[Any, Any, Child], *, full_before: bool) -> int:
+        asked = asyncio.create_task(making)
+        if not full_before:
+            await asyncio.sleep(0)
+        limit = fill_own_table()
+        try:
+            return self.remember(await asked)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    async def do_fill_own_table(self) -> None:
+        self.limit = fill_own_table()
+
+    async def do_make_room(self) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.limit)
+
     async def do_wait(self, pid: int) -> None:
         """Until its pidfd is readable: dead, and not reaped."""
         dead = asyncio.Event()
@@ -242,6 +269,9 @@ class Worker:
     async def do_shut_down(self, name: str) -> None:
         self.listeners[name].shutdown(socket.SHUT_RDWR)
 
+    async def do_accept_on(self, name: str) -> None:
+        self.keeper.accept_on(name)
+
     async def do_stop_accepting(self, name: str) -> None:
         self.keeper.stop_accepting(name)
 
@@ -259,6 +289,22 @@ class Worker:
         """The last request before the end of this worker."""
         await self.do_store_text(name, "last words")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_own_table() -> tuple[int, int]:
+    """No further fd can be opened, until the limit is set to what is returned."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    return limit
+
+
+def wait_for_ever(_argument: Any, _fds: dict[str, int]) -> int:
+    signal.pause()
+    return 0
+
+
+def own_oom_score(_argument: Any, _fds: dict[str, int]) -> int:
+    return oom_score_adj_of(os.getpid()) & 0xFF
 
 
 def read_and_add(argument: Any, fds: dict[str, int]) -> int:

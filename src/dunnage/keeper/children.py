@@ -11,6 +11,7 @@ import fcntl
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -110,7 +111,11 @@ def close_all_but(keep: Iterable[int]) -> None:
     for fd in sorted({fd for fd in keep if fd > 2}):
         os.closerange(low, fd)
         low = fd + 1
-    os.closerange(low, max(low, *map(int, os.listdir("/proc/self/fd"))) + 1)
+    try:
+        last = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:  # not one is left for the list: they reach up to the limit
+        last = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.closerange(low, max(low, last) + 1)
 
 
 def _lift(fd: int, fds: Mapping[int, int]) -> int:
