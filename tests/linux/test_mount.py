@@ -101,6 +101,28 @@ def test_failure_unmounts_what_was_made_and_says_what_failed(rootfs: Path, tmp_p
     assert mounted(rootfs) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "reason"),
+    [
+        ("fuse.broken", "here", "data", "mount helper mount.fuse: exec format error"),
+        ("tmpfs", "a\0b", "data", "mount contains a zero byte"),
+        ("tmpfs", "here", "da\0ta", "embedded null byte"),
+    ],
+)
+def test_whatever_fails_unmounts_what_was_made(
+    rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, source: str, target: str, reason: str
+) -> None:
+    helper = tmp_path / "mount.fuse"
+    helper.write_text("no program")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (rootfs / "data").mkdir()
+    status, text = mount(rootfs, ("bind", str(rootfs), "", ["bind"]), (kind, source, target, []))
+    assert status == 1
+    assert reason in text
+    assert mounted(rootfs) == []
+
+
 def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace("\t", "\\t") + '"'
 

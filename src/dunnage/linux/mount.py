@@ -117,6 +117,8 @@ class Plan(NamedTuple):
 
 def mount_plan(fstype: str, source: str, options: Sequence[str], *, page_bytes: int) -> Plan:
     """What makes this mount; raises InvalidArgument, Unimplemented or Error for what can not be made."""
+    if any("\0" in text for text in (fstype, source, *options)):
+        raise InvalidArgument("mount contains a zero byte")  # where C ends the text, and mounts something else
     for option in options:
         if option.startswith("X-containerd."):
             raise Error(f"internal mount option {quoted(option)} was not consumed by the mount manager")
@@ -205,6 +207,8 @@ def _make(plan: Plan, mount: Mapping[str, Any], rootfs: str, made: list[Place]) 
         place = open_place(rootfs, mount.get("target", ""))
     except OSError as error:
         raise Error(f"mount target {quoted(target)}: {_reason(error)}") from error
+    except ValueError as error:  # it contains a zero byte
+        raise InvalidArgument(f"mount target {quoted(target)}: {error}") from error
     try:
         if plan.helper is not None:
             _run_helper(plan.helper, target)
@@ -284,7 +288,10 @@ def _run_helper(helper: tuple[str, ...], target: str) -> None:
     found = shutil.which(program)
     if found is None:
         raise Error(f"mount helper {program}: exec: {quoted(program)}: executable file not found in $PATH")
-    result = subprocess.run([found, source, target, *rest], stdin=subprocess.DEVNULL, capture_output=True)
+    try:
+        result = subprocess.run([found, source, target, *rest], stdin=subprocess.DEVNULL, capture_output=True)
+    except OSError as error:
+        raise Error(f"mount helper {program}: {_reason(error)}") from error
     if result.returncode:
         output = (result.stdout + result.stderr).decode(errors="replace").strip()
         raise Error(f"mount helper {program} for {quoted(target)} ended with {result.returncode}: {output}")
