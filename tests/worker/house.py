@@ -135,13 +135,14 @@ class House:
         spec: Mapping[str, Any] | None = None,
         flags: Sequence[str] = (),
         stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
     ) -> Answer:
         """Run the launcher; asked again while a worker dies of it."""
         bundle = self.bundle(container)
         if spec is not None:
             bundle.mkdir()
             (bundle / "config.json").write_text(json.dumps(spec))
-        env = {**os.environ, "TTRPC_ADDRESS": str(self.directory / "events")}
+        env = {**os.environ, "TTRPC_ADDRESS": str(self.directory / "events"), **(env or {})}
         names = ("-namespace", NAMESPACE, "-id", container, "-address", "")
         argv = ("containerd-shim-dunnage-v2", *names, *flags, action)
         while True:

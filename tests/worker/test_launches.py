@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -16,6 +19,17 @@ from tests.worker.house import House, open_house
 from dunnage.api import options_pb2, task_pb2
 from dunnage.api.anys import pack_bare
 from dunnage.api.runtime_info_pb2 import RuntimeInfo
+from dunnage.container.container import Container
+from dunnage.container.facts import IO
+from dunnage.container.group import Group
+from dunnage.container.host import Death
+from dunnage.container.process import Init
+from dunnage.events.publisher import Publisher
+from dunnage.keeper.client import Keeper
+from dunnage.linux import core_scheduling
+from dunnage.linux.attributes import Attributes
+from dunnage.ttrpc.server import Server
+from dunnage.worker.served import Launch, ServedGroup
 
 pytestmark = pytest.mark.real
 
@@ -107,3 +121,47 @@ def test_a_delete_of_what_was_never_created_is_not_told_the_end_of_what_was_ther
         assert (ended.pid, ended.exit_status) == (0xFFFF_FFFF, 137)
 
     perform(directory, rootfs, scenario)
+
+
+def test_a_group_that_cannot_have_a_core_scheduling_domain_is_refused(directory: Path, rootfs: Path) -> None:
+    try:
+        core_scheduling.check_offered()
+    except OSError as error:
+        reason = str(error.strerror).lower()
+    else:
+        pytest.skip("this kernel offers core scheduling")
+
+    async def scenario(house: House) -> None:
+        spec = house.spec("c1", ["true"])
+        answer = await house.launch("start", "c1", spec=spec, env={"SCHED_CORE": "1"})
+        assert answer.status == 1
+        assert f"enable sched core support: {reason}".encode() in answer.stderr
+        assert not list((house.state / "s").iterdir())
+        assert (await house.launch("start", "c1", env={"SCHED_CORE": ""})).status == 0
+        await house.launch("delete", "c1")
+
+    perform(directory, rootfs, scenario)
+
+
+def test_a_group_s_processes_share_the_core_scheduling_domain_of_a_living_init() -> None:
+    group = Group("default", "pod", "unix:///s")
+    launch = Launch({"SCHED_CORE": "1"}, Attributes.of(os.getpid()))
+    served = ServedGroup(
+        group,
+        server=cast(Server, None),
+        publisher=cast(Publisher, None),
+        launch=launch,
+        containerd_address="",
+        ttrpc_address="",
+        keeper=cast(Keeper, None),
+    )
+    assert served.core_peer() == 0, "it begins one"
+    inits = [Init(IO()) for _ in range(2)]
+    for number, init in enumerate(inits, start=1):
+        init.pid = number
+        group.containers[f"c{number}"] = cast(Container, SimpleNamespace(init=init))
+    assert served.core_peer() == 1
+    inits[0].set_exited(Death(0, 1))
+    assert served.core_peer() == 2
+    served.launch = launch._replace(env={"SCHED_CORE": ""})
+    assert served.core_peer() is None

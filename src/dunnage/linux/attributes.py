@@ -7,18 +7,22 @@ import resource
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from dunnage.linux import core_scheduling
+
 # every RLIMIT_* the kernel has (asm-generic/resource.h): 0 … 15
 LIMITS = range(16)
 
 
 class Attributes(NamedTuple):
-    """umask; limit number → (soft, hard); nice value; the CPUs it may run on; its OOM score adjustment."""
+    """umask; limit number → (soft, hard); nice value; the CPUs it may run on; its OOM score adjustment; and whose core
+    scheduling domain it shares (``core_scheduling.enter``), None: its parent's."""
 
     umask: int
     rlimits: Mapping[int, tuple[int, int]]
     nice: int
     affinity: frozenset[int]
     oom_score_adj: int
+    core_peer: int | None = None
 
     @classmethod
     def of(cls, pid: int) -> Attributes:
@@ -35,11 +39,17 @@ class Attributes(NamedTuple):
             raise ProcessLookupError(gone.errno, f"process {pid} is gone") from gone
 
     def apply(self) -> list[str]:
-        """Put them on the calling process; give back what it may not have, in words.
+        """Put them on the calling process; give back what it may not have, in words. Raises OSError where it does not
+        get its core scheduling domain: that one is for safety.
 
         The OOM score comes first, since the limits may forbid opening its file, and limits come last.
         """
         refused: list[str] = []
+        if self.core_peer is not None:
+            try:
+                core_scheduling.enter(self.core_peer)
+            except OSError as error:
+                raise OSError(error.errno, f"core scheduling: {error.strerror}") from error
         os.umask(self.umask)
         try:
             set_oom_score_adj(self.oom_score_adj)
@@ -70,6 +80,7 @@ class Attributes(NamedTuple):
             "nice": self.nice,
             "affinity": sorted(self.affinity),
             "oom_score_adj": self.oom_score_adj,
+            "core_peer": self.core_peer,
         }
 
     @classmethod
@@ -80,6 +91,7 @@ class Attributes(NamedTuple):
             nice=value["nice"],
             affinity=frozenset(value["affinity"]),
             oom_score_adj=value["oom_score_adj"],
+            core_peer=value.get("core_peer"),
         )
 
 

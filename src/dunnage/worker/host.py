@@ -333,11 +333,15 @@ def _ignore(death: Death) -> None:
 
 
 class ContainerSpawner:
-    """Runs a container's runtime with what its launcher handed down (``runtime.Spawner``)."""
+    """Runs a container's runtime with what its launcher handed down (``runtime.Spawner``); ``core_peer`` says for each
+    call whose core scheduling domain it shares (``Attributes.core_peer``)."""
 
-    def __init__(self, host: KeeperHost, attributes: Attributes | None) -> None:
+    def __init__(
+        self, host: KeeperHost, attributes: Attributes, *, core_peer: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._host = host
         self._attributes = attributes
+        self._core_peer = core_peer
 
     async def run(
         self,
@@ -349,6 +353,5 @@ class ContainerSpawner:
         fds: Mapping[int, int],
         deadline_s: float,
     ) -> Exit:
-        return await self._host.run(
-            name, argv, env=env, cwd=cwd, fds=fds, attributes=self._attributes, deadline_s=deadline_s
-        )
+        attributes = self._attributes._replace(core_peer=self._core_peer())
+        return await self._host.run(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes, deadline_s=deadline_s)

@@ -18,6 +18,7 @@ from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
 from dunnage.container.facts import Ended
 from dunnage.errors import Error, InvalidArgument, NotFound
+from dunnage.linux import core_scheduling
 from dunnage.linux.attributes import Attributes, oom_score_adj_of
 from dunnage.linux.namespaces import namespaces
 from dunnage.runtime.client import Runtime
@@ -26,7 +27,7 @@ from dunnage.worker import flags as shim_flags
 from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, refusal
 from dunnage.worker.groups import LAUNCHER, OtherWorkers
 from dunnage.worker.host import ContainerSpawner
-from dunnage.worker.served import SOCKET_DIRECTORY, Launch, ServedGroup, group_name, listen, socket_path
+from dunnage.worker.served import SCHED_CORE, SOCKET_DIRECTORY, Launch, ServedGroup, group_name, listen, socket_path
 from dunnage.worker.worker import Worker
 
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
@@ -159,6 +160,7 @@ class Launches:
                 _write_address(request.cwd, f"unix://{path}")
                 return f"unix://{path}"
             with listener:
+                _check_core_scheduling(request, path)
                 served = self._worker.make_group(
                     flags.namespace,
                     group_id,
@@ -278,6 +280,16 @@ def _launch(request: LaunchRequest) -> Launch:
     except OSError:
         score = attributes.oom_score_adj
     return Launch(dict(request.env), attributes._replace(oom_score_adj=score))
+
+
+def _check_core_scheduling(request: LaunchRequest, path: str) -> None:
+    """Refuse a group that is to have a core scheduling domain where there can be none, and take its socket away."""
+    if request.env.get(SCHED_CORE):
+        try:
+            core_scheduling.check_offered()
+        except OSError as error:
+            os.unlink(path)
+            raise Error(f"enable sched core support: {(error.strerror or '').lower()}") from error
 
 
 def _parent(pid: int) -> int:

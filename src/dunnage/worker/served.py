@@ -25,6 +25,7 @@ from dunnage.worker.notes import Unanswered
 
 SOCKET_DIRECTORY = "/run/containerd/s"  # fixed in every containerd up to 2.2 (shim v2, §1.5.4)
 BACKLOG = 4096
+SCHED_CORE = "SCHED_CORE"  # in a launcher's environment, not empty: its group has a core scheduling domain of its own
 _PATH_BYTES = 106
 
 
@@ -121,6 +122,14 @@ class ServedGroup:
             return self.launch
         self.remember()
         return launch
+
+    def core_peer(self) -> int | None:
+        """Whose core scheduling domain a process of this group shares: that of a living init, 0 where there is none;
+        None where the group's launcher asked for no domain (shim v2, §1.5.8)."""
+        if not self.launch.env.get(SCHED_CORE):
+            return None
+        inits = [container.init for container in self.group.containers.values()]
+        return next((init.pid for init in inits if init.pid and not init.has_exited), 0)
 
     def remember(self) -> None:
         """Write down who this group is, and which launches still wait for their Create."""

@@ -192,7 +192,7 @@ class Worker:
             root=os.path.join(options.root or self.config.runtime_root, namespace),
             log_path=bundle.log_path,
             systemd_cgroup=options.systemd_cgroup,
-            spawner=ContainerSpawner(self.host, launch.attributes),
+            spawner=ContainerSpawner(self.host, launch.attributes, core_peer=served.core_peer),
             env=launch.env,
             deadline_s=self.config.runtime_timeout_s,
             scope=namespace,
