@@ -276,11 +276,13 @@ def _exec_of(event: Message) -> str:
 
 
 @asynccontextmanager
-async def open_house(directory: Path, rootfs: Path) -> AsyncIterator[House]:
+async def open_house(
+    directory: Path, rootfs: Path, *, worker: str = "dunnage.worker.main:main"
+) -> AsyncIterator[House]:
     with (
         local.hugetlb_mounted(),
         tempfile.TemporaryDirectory(prefix="d") as short,  # the groups' sockets lie below it
-        keeper_running(Path(short) / "state", "dunnage.worker.main:main") as keeper,
+        keeper_running(Path(short) / "state", worker) as keeper,
     ):
         house = House(directory, rootfs, Path(short) / "state", keeper)
         server = Server({publisher.SERVICE: {"Forward": Method(forward_pb2.ForwardRequest, house.forward)}}, log=LOG)
