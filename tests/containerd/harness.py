@@ -352,13 +352,16 @@ class Containerd:
                             self.ctr(*arguments, check=False, timeout_s=15)
 
     def _end_shims(self) -> None:
-        """Keepers first asked (SIGTERM), then everything that still carries the mark killed."""
-        for keeper in self.keepers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(keeper.pid, signal.SIGTERM)
+        """Keepers first asked, then everything that still carries the mark killed.
+
+        Asked again and again: what a failed runc leaves is a child of the keeper's until it has been seen dead twice.
+        """
         deadline = time.monotonic() + 5
         while (left := self.processes()) and time.monotonic() < deadline:
-            select.select([], [], [], 0.02)
+            for keeper in self.keepers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(keeper.pid, signal.SIGTERM)
+            select.select([], [], [], 0.05)
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)

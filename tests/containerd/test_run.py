@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
-from tests.containerd.harness import Containerd
+from tests.containerd.harness import Containerd, all_processes
 
 pytestmark = pytest.mark.real
 
@@ -49,3 +52,14 @@ def test_a_missing_command_gives_the_runtimes_own_sentence_and_leaves_no_task(co
 
 def test_the_same_id_can_be_used_again_at_once(containerd: Containerd) -> None:
     assert [containerd.run("c1", "sh", "-c", f"exit {status}").status for status in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_what_an_init_leaves_in_the_host_s_pid_namespace_is_killed_with_it(containerd: Containerd) -> None:
+    """Its output was open there, too: without the kill nobody would see the end of it."""
+    seconds = str(int(containerd.mark[:8], 16))  # by which it is known again on the host
+    script = f"sleep {seconds} & echo left one"
+    options = ["--with-ns", f"pid:/proc/{os.getpid()}/ns/pid"]
+    began = time.monotonic()
+    assert containerd.run("c1", "sh", "-c", script, options=options) == (0, b"left one\n", b"")
+    assert time.monotonic() - began < 9, "no time limit was waited for"
+    assert [process for process in all_processes() if f"sleep {seconds}" in process.argv] == []
