@@ -85,14 +85,16 @@ def test_dead_orphan_is_unclaimed_until_a_worker_claims_it(keeper: Running) -> N
     keeper.ask("reap", pid=orphan)
 
 
-def test_what_is_in_flight_is_told_with_the_orphans(keeper: Running) -> None:
-    before = keeper.ask("unclaimed")
-    child = keeper.ask("spawn", argv=["sleep", "1000"], name="call")
-    assert keeper.ask("unclaimed") == [[], before[1] + 1, before[2] + 1]
-    os.kill(child, signal.SIGKILL)
-    keeper.ask("wait", pid=child)
-    keeper.ask("reap", pid=child)
-    assert keeper.ask("unclaimed") == [[], before[1] + 1, before[2]]
+def test_the_oldest_call_in_flight_is_told_with_the_orphans(keeper: Running) -> None:
+    _, made, oldest = keeper.ask("unclaimed")
+    assert oldest == made + 1, "there is none: it is the next one"
+    first, second = (keeper.ask("spawn", argv=["sleep", "1000"], name="call") for _ in range(2))
+    assert keeper.ask("unclaimed") == [[], made + 2, made + 1]
+    for child, left in ((first, made + 2), (second, made + 3)):
+        os.kill(child, signal.SIGKILL)
+        keeper.ask("wait", pid=child)
+        keeper.ask("reap", pid=child)
+        assert keeper.ask("unclaimed") == [[], made + 2, left]
 
 
 def test_child_that_nobody_wants_may_be_reaped_by_another_request() -> None:

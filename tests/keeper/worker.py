@@ -220,7 +220,7 @@ class Worker:
 
     async def do_unclaimed(self) -> list[Any]:
         found = await self.keeper.unclaimed(in_flight_s=600)
-        return [sorted(found.pids), found.made, found.in_flight]
+        return [sorted(found.pids), found.made, found.oldest]
 
     async def do_reap(self, pid: int) -> None:
         self.keeper.reap(pid)

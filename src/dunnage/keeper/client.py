@@ -37,13 +37,12 @@ class Child(NamedTuple):
 
 
 class Unclaimed(NamedTuple):
-    """Dead orphans; how many children were ever made for workers, how many of those are still at it, and the number of
-    the oldest of these, or of the next one to be made: what a runtime leaves behind is unclaimed until its caller has
-    read the pid."""
+    """Dead orphans; how many children were ever made for workers; and the number of the oldest of those that is not
+    reaped yet, or of the next one to be made: what a runtime leaves behind is unclaimed until its caller has read the
+    pid."""
 
     pids: frozenset[int]
     made: int
-    in_flight: int
     oldest: int
 
 
@@ -123,7 +122,7 @@ class Keeper:
     async def unclaimed(self, *, in_flight_s: float) -> Unclaimed:
         """The dead children that no worker made or claimed; one made longer ago than ``in_flight_s`` is stuck."""
         answer = await self._ask({"verb": "unclaimed", "in_flight_s": in_flight_s}, [])
-        return Unclaimed(frozenset(answer["pids"]), answer["made"], answer["in_flight"], answer["oldest"])
+        return Unclaimed(frozenset(answer["pids"]), answer["made"], answer["oldest"])
 
     async def peek(self, pid: int) -> Exit | None:
         """How a child ended, as often as one asks; None while it runs.

@@ -48,9 +48,6 @@ class Ledger:
     def of(self, owner: str) -> dict[int, str]:
         return {pid: child.name for pid, child in self._children.items() if child.owner == owner}
 
-    def in_flight(self, since: float) -> int:
-        return sum(child.made is not None and child.made > since for child in self._children.values())
-
     def oldest_in_flight(self, since: float) -> int:
         """Its number; the next one's where nothing is in flight."""
         numbers = (child.number for child in self._children.values() if child.made is not None and child.made > since)

@@ -171,7 +171,6 @@ class Requests:
             "answer": message["call"],
             "pids": dead,
             "made": self._ledger.made,
-            "in_flight": self._ledger.in_flight(since),
             "oldest": self._ledger.oldest_in_flight(since),
         }
         self._post.tell(slot, answer)
