@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -14,9 +15,15 @@ import pytest
 
 from dunnage.api import events_pb2
 from dunnage.config import Config
+from dunnage.container.facts import IO, Options
+from dunnage.errors import FailedPrecondition
 from dunnage.keeper.client import Inherited, Keeper
+from dunnage.linux.attributes import Attributes
 from dunnage.worker import main as main_module
 from dunnage.worker import worker as worker_module
+from dunnage.worker.control import LaunchRequest
+from dunnage.worker.launches import Launches
+from dunnage.worker.served import Launch, ServedGroup
 from dunnage.worker.worker import Worker
 
 IDLE_S = 0.1
@@ -26,17 +33,22 @@ class Keep:
     """A keeper that only keeps, and hears when its worker has nothing left."""
 
     def __init__(self) -> None:
+        self.stored: list[str] = []
         self.fds: dict[str, int] = {}
         self.children: dict[int, str] = {}
         self.idle_after = asyncio.Event()
 
     def store(self, name: str, fd: int) -> None:
+        self.stored.append(name)
         self.release(name)
         self.fds[name] = os.dup(fd)
 
     def release(self, name: str) -> None:
         if name in self.fds:
             os.close(self.fds.pop(name))
+
+    def stop_accepting(self, name: str) -> None:
+        """Nothing was accepted."""
 
     def idle(self, after_s: float | None) -> None:
         self.idle_after.set()
@@ -99,6 +111,58 @@ def test_the_last_events_wait_for_a_containerd_whose_socket_is_there(tmp_path: P
         address.unlink()
         await releasing
         assert keep.idle_after.is_set()
+
+    perform(tmp_path, scenario)
+
+
+def make_group(worker: Worker, directory: Path) -> ServedGroup:
+    launch = Launch({"FROM": "group"}, Attributes.of(os.getpid()))
+    served = worker.make_group(
+        "default", "pod", f"unix://{directory}/s", launch=launch, containerd_address="", ttrpc_address=""
+    )
+    worker.announce(served, "c1", launch._replace(env={"FROM": "c1"}))
+    return served
+
+
+def test_what_a_launcher_handed_down_is_never_in_no_store(tmp_path: Path) -> None:
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        served = make_group(worker, tmp_path)
+        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options())
+        assert container.env == {"FROM": "c1"}
+        assert keep.stored.index("bundle:default/c1") < keep.stored.index("group:default/pod")
+        container.close()
+
+    perform(tmp_path, scenario)
+
+
+def test_a_create_without_a_bundle_leaves_no_launch_behind(tmp_path: Path) -> None:
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        served = make_group(worker, tmp_path)
+        with pytest.raises(FailedPrecondition):
+            worker._make_container(served, served.group, "c1", str(tmp_path / "none"), IO(), (), Options())
+        assert not served.launches
+
+    perform(tmp_path, scenario)
+
+
+def test_a_start_that_cannot_be_written_down_leaves_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next start would find a group at whose address nobody accepts."""
+
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        worker.state = "."
+        monkeypatch.setattr(os, "memfd_create", refuse)
+        launches = Launches(worker, others=None, log=worker.log)
+        argv = ("shim", "-namespace", "default", "-id", "c1", "-address", "", "start")
+        answer = await launches.answer(LaunchRequest(argv, {}, str(tmp_path), b"", os.getpid(), 0))
+        assert answer.status == 1
+        assert b"Too many open files" in answer.stderr
+        assert not worker.groups
+        assert not os.listdir("s")
 
     perform(tmp_path, scenario)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
@@ -151,37 +152,50 @@ class Launches:
         bundle = os.stat(request.cwd)
         self._worker.begins(flags.namespace, flags.id, (bundle.st_dev, bundle.st_ino))
         served = self._worker.groups.get(group_name(flags.namespace, group_id))
-        if served is None:
-            directory = SOCKET_DIRECTORY if flags.address else os.path.join(self._worker.state, "s")
-            path = socket_path(directory, flags.address, flags.namespace, group_id)
-            listener = listen(path)
-            if listener is None:
-                # a shim of another kind serves this group: its containers stay together
-                _write_address(request.cwd, f"unix://{path}")
-                return f"unix://{path}"
-            with listener:
-                _check_core_scheduling(request, path)
-                served = self._worker.make_group(
-                    flags.namespace,
-                    group_id,
-                    f"unix://{path}",
-                    launch=launch,
-                    containerd_address=flags.address,
-                    ttrpc_address=request.env.get("TTRPC_ADDRESS", ""),
-                )
-                self._worker.announce(served, flags.id, launch)
-                served.open(listener)
-        else:
-            self._worker.announce(served, flags.id, launch)
-            served.remember()
-        try:
-            _write_address(request.cwd, served.group.address)
-        except OSError:
-            served.group.withdraw(flags.id)
-            served.take_launch(flags.id)
-            self._worker.close_if_empty(served)
-            raise
+        if served is not None:
+            self._announce(served, flags, request, launch, served.remember)
+            return served.group.address
+        directory = SOCKET_DIRECTORY if flags.address else os.path.join(self._worker.state, "s")
+        path = socket_path(directory, flags.address, flags.namespace, group_id)
+        listener = listen(path)
+        if listener is None:
+            # a shim of another kind serves this group: its containers stay together
+            _write_address(request.cwd, f"unix://{path}")
+            return f"unix://{path}"
+        with listener:
+            _check_core_scheduling(request, path)
+            served = self._worker.make_group(
+                flags.namespace,
+                group_id,
+                f"unix://{path}",
+                launch=launch,
+                containerd_address=flags.address,
+                ttrpc_address=request.env.get("TTRPC_ADDRESS", ""),
+            )
+            self._announce(served, flags, request, launch, functools.partial(served.open, listener))
         return served.group.address
+
+    def _announce(
+        self,
+        served: ServedGroup,
+        flags: shim_flags.Flags,
+        request: LaunchRequest,
+        launch: Launch,
+        write_down: Callable[[], None],
+    ) -> None:
+        """Await a Create, and write down that it is awaited; where that fails, it is not, and the group may end."""
+        self._worker.announce(served, flags.id, launch)
+        try:
+            write_down()
+            _write_address(request.cwd, served.group.address)
+        except BaseException:
+            self._withdraw(served, flags.id)
+            raise
+
+    def _withdraw(self, served: ServedGroup, container_id: str) -> None:
+        served.group.withdraw(container_id)
+        served.take_launch(container_id)
+        self._worker.close_if_empty(served)
 
     # delete
 
@@ -207,9 +221,7 @@ class Launches:
             bundle.close()
             served = self._served_by(flags, request)
             if served is not None:
-                served.group.withdraw(flags.id)
-                served.take_launch(flags.id)
-                self._worker.close_if_empty(served)
+                self._withdraw(served, flags.id)
 
     async def _destroy(self, served: ServedGroup, container: Container) -> Ended:
         self._log.warning("container %s is deleted while it lives: containerd has lost it", container.id)

@@ -120,7 +120,11 @@ class ServedGroup:
         launch = self.launches.pop(container_id, None)
         if launch is None:
             return self.launch
-        self.remember()
+        try:
+            self.remember()
+        except OSError as error:
+            # a next worker would await a Create in vain for a while: no reason to fail this one
+            self.server.log.error("group %s is not written down: %s", self.name, error)
         return launch
 
     def core_peer(self) -> int | None:

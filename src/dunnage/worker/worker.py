@@ -316,8 +316,8 @@ class Worker:
             await self._flush_last(publisher, key[1])
             if self._is_unused(key, publisher):
                 del self._publishers[key]
+                self._drop_events(key)  # before there can be another publisher of this name
                 await publisher.close()
-                self._drop_events(key)
         self.consider_idling()
 
     async def _flush_last(self, publisher: Publisher, ttrpc_address: str) -> None:
