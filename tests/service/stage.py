@@ -64,6 +64,7 @@ class Watch:
         self._pidfd = os.pidfd_open(pid)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._dead)
+        self.over = asyncio.Event()
         host.watches.add(self)
 
     def signal(self, number: int) -> None:
@@ -86,6 +87,7 @@ class Watch:
             return
         self.stop()
         self._host.watches.discard(self)
+        self.over.set()
         status = seen.si_status if seen.si_code == os.CLD_EXITED else 128 + seen.si_status
         if self._on_death is not None:
             self._on_death(Death(status, 1_700_000_000_000_000_000 + self.pid))

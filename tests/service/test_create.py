@@ -177,6 +177,31 @@ def test_a_runtime_that_hangs_is_a_deadline_and_its_work_is_taken_back(perform: 
     perform(scenario)
 
 
+@pytest.mark.parametrize("verb", ["create", "exec"])
+def test_what_a_runtime_has_made_that_is_killed_then_is_taken_back(perform: Perform, verb: str) -> None:
+    """As the kernel does, out of memory."""
+
+    async def scenario(stage: Stage) -> None:
+        runtime = stage.directory / "runtime"
+        runtime.write_text(f'#!/bin/sh\nrunc "$@" || exit\ncase " $* " in *" {verb} "*) kill -9 $$;; esac\n')
+        runtime.chmod(0o755)
+        stage.command = str(runtime)
+        if verb == "create":
+            with pytest.raises(RpcError, match="exit status 137"):
+                await stage.create("c1", ["sleep", "100"])
+            assert_nothing_is_left(stage, "c1")
+            return
+        pid = await stage.run("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["sleep", "200"])
+        with pytest.raises(RpcError, match="exit status 137"):
+            await stage.start("c1", "e1")
+        await asyncio.gather(*(watch.over.wait() for watch in stage.host.watches if watch.pid != pid))
+        assert [process.pid for process in (await stage.call("Pids", task_pb2.PidsRequest(id="c1"))).processes] == [pid]
+        assert "ExecStarted e1" not in stage.told("c1")
+
+    perform(scenario)
+
+
 def test_a_delete_waits_for_the_create_that_its_client_has_given_up(perform: Perform) -> None:
     async def scenario(stage: Stage) -> None:
         holding, release = asyncio.Event(), asyncio.Event()

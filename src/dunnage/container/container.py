@@ -594,9 +594,9 @@ class Container:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """True if the runtime has failed by itself, and so has cleaned up; False if it was given up, or what followed
-    failed."""
-    return isinstance(error.__cause__, CommandFailed)
+    """True if the runtime has failed by itself, and so has cleaned up; False if it was given up or killed, or what
+    followed failed."""
+    return isinstance(error.__cause__, CommandFailed) and not error.__cause__.killed
 
 
 def _tell_nobody(fact: Fact) -> None:

@@ -232,7 +232,8 @@ class Runtime:
             return _Call(output, None, Log())
         log = _read_log(self.log_path, log_size)
         text = failures.describe_status(self.command, status, words)
-        return _Call(output, CommandFailed(text, output=words, reason=_sentence(log)), log)
+        killed = ended.code is None
+        return _Call(output, CommandFailed(text, output=words, reason=_sentence(log), killed=killed), log)
 
 
 class _Call(NamedTuple):

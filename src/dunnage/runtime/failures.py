@@ -20,10 +20,12 @@ class CommandFailed(errors.Error):
     """The runtime could not be run, or ended with a status other than 0: the raw error, without a prefix.
 
     ``output`` is what it wrote where that was collected, ``reason`` its own sentence: from the log, else the output.
+    ``killed``: a signal ended it, so it has taken back nothing of what it had begun.
     """
 
-    def __init__(self, text: str, *, output: str = "", reason: str = "") -> None:
+    def __init__(self, text: str, *, output: str = "", reason: str = "", killed: bool = False) -> None:
         super().__init__(text)
+        self.killed = killed
         self.output = output
         self.reason = reason or output.strip() or text
 
