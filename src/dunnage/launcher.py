@@ -200,6 +200,9 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 def slow_way(flags: dict[str, str], action: str, frame: bytes, deadline: float, first: Answer | None) -> Answer:
     """Everything but a keeper that answers at once: start one, go to the right one, or do without."""
+    import signal
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as one may inherit it, no child would leave a status
     key = key_of(flags.get("address", ""))
     try:
         if action != "delete":
@@ -255,8 +258,7 @@ def wait_answer(key: str, frame: bytes, deadline: float, answer: Answer | None, 
                 posix.close(lock)
                 raise Refusal(f"keeper of {directory} cannot start: {last_words(directory, log_at)}") from None
             else:
-                log_at = start_keeper(directory, lock)
-                starts += 1
+                log_at, starts = start_keeper(directory, lock), starts + 1
                 continue
         if clock() > deadline:
             raise Refusal(silence(directory))
@@ -463,7 +465,7 @@ def clean_up(flags: dict[str, str], runtime_deadline: float, deadline: float) ->
 def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: float, warnings: list[str]) -> None:
     """Have the container's runtime kill and remove it; a runtime that hangs is killed at the deadline."""
     import os
-    import subprocess
+    from subprocess import DEVNULL, Popen, TimeoutExpired
 
     options = bundle_options(bundle, warnings)
     runtime = bundle_file(bundle, "runtime") or options.get("binary_name") or "runc"
@@ -476,14 +478,13 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
     said = os.memfd_create("stderr")  # not a pipe: a hook that lives on would hold it open
     try:
         try:
-            null = subprocess.DEVNULL
-            child = subprocess.Popen(argv, env=env, stdin=null, stdout=said, stderr=said, start_new_session=True)
+            child = Popen(argv, env=env, stdin=DEVNULL, stdout=said, stderr=said, start_new_session=True)
         except OSError as error:
             warnings.append(f"cannot run {runtime}: {lowered(error)}")
             return
         try:
             status = child.wait(max(deadline - clock(), 0.1))
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             os.killpg(child.pid, 9)
             warnings.append(f"{runtime} delete --force {container} did not end in time and was killed")
             return
@@ -559,8 +560,7 @@ def unmount_all(points: list[str]) -> int:
     import ctypes
 
     umount2 = ctypes.CDLL(None, use_errno=True).umount2
-    detach, no_follow = 2, 8
-    failure = 0
+    detach, no_follow, failure = 2, 8, 0
     for point in points:
         path = point.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
         if umount2(path, no_follow) and umount2(path, no_follow | detach):

@@ -8,8 +8,16 @@ import select
 import signal
 import stat
 import subprocess
+import sys
+from pathlib import Path
 
 from tests.launcher.stage import STUB_KEEPER, Room
+
+IGNORING = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def end(pid: int) -> None:
@@ -50,6 +58,20 @@ def test_a_keeper_inherits_its_two_descriptors_and_no_other(room: Room) -> None:
         f"{state}/log",
         f"{state}/lock",
     }
+
+
+def test_a_parent_that_ignores_its_children_s_ends_leaves_the_keeper_their_statuses(room: Room) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORING, *room.argv("start")],
+        cwd=room.bundle,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+    )
+    assert (done.stdout, done.stderr) == (b"unix:///run/stub", b"")
+    ((keeper, *_),) = room.starts()
+    ignored = Path(f"/proc/{keeper}/status").read_text().partition("SigIgn:\t")[2].split()[0]
+    assert not int(ignored, 16) & 1 << signal.SIGCHLD - 1
 
 
 def test_launchers_at_once_start_one_keeper(room: Room) -> None:
