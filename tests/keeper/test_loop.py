@@ -8,7 +8,7 @@ import select
 import signal
 from pathlib import Path
 
-from tests.keeper.conftest import Running, wait_until_dead
+from tests.keeper.conftest import Connection, Running, descendants, wait_until_dead
 
 
 def wait_for_end(running: Running) -> int:
@@ -32,6 +32,35 @@ def test_child_keeps_an_idle_keeper_alive(keeper: Running) -> None:
     os.kill(pid, signal.SIGKILL)
     keeper.finish(pid)
     keeper.ask("idle", after_s=0.0)
+    assert wait_for_end(keeper) == 0
+
+
+def test_idle_keeper_ends_when_the_last_orphan_has_gone_and_nobody_says_so_again(keeper: Running) -> None:
+    shell = keeper.ask("spawn", argv=["sh", "-c", "sleep 1000 & exit 0"])
+    keeper.finish(shell)
+    worker = keeper.ask("pids")["worker"]
+    while len(left := set(descendants(keeper.process.pid)) - {worker}) != 1:
+        pass  # it is being adopted
+    (orphan,) = left
+    connection = keeper.connect()
+    connection.ask("idle", after_s=0.0)
+    assert not select.select([keeper.pidfd], [], [], 0.3)[0]
+    os.kill(orphan, signal.SIGKILL)
+    connection.ask("wait", pid=orphan)
+    connection.ask("reap", pid=orphan)
+    assert wait_for_end(keeper) == 0
+
+
+def test_keeper_ends_when_its_worker_is_idle_and_the_last_other_one_has_ended(keeper: Running) -> None:
+    path = keeper.state / "other"
+    keeper.ask("give_listener", owner="other", path=str(path))
+    keeper.ask("fork_worker", name="other", argument=None)
+    other = Connection(path)
+    other.ask("pids")
+    keeper.ask("idle", after_s=0.0)
+    assert not select.select([keeper.pidfd], [], [], 0.3)[0]
+    other.ask("finish", status=0)
+    other.close()
     assert wait_for_end(keeper) == 0
 
 

@@ -24,6 +24,8 @@ from dunnage.keeper.store import Store
 from dunnage.keeper.workers import NODE, Workers
 from dunnage.linux.attributes import Attributes
 
+LOOK_AGAIN_S = 1.0  # for the children of an idle keeper
+
 
 class Keeper:
     """Serve until nothing is left; ``first`` is the entry of the first worker, called "node"."""
@@ -78,8 +80,8 @@ class Keeper:
             part.on_time(now)
         if (end := self._idle_end()) is not None and end <= now:
             if self._has_children():
-                for slot in self._slots.values():
-                    slot.idle_at = None  # a worker that has seen to them says so again
+                for slot in self._slots.values():  # nothing else has happened: once they are gone, it may end
+                    slot.idle_at = now + max(slot.idle_after_s, LOOK_AGAIN_S)
             else:
                 self._is_over = True
 

@@ -210,6 +210,7 @@ class Requests:
 
     def _idle(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
         after_s = message["after_s"]
+        slot.idle_after_s = after_s or 0.0
         slot.idle_at = None if after_s is None else time.monotonic() + after_s
 
     _verbs: Mapping[str, Callable[[Requests, Slot, dict[str, Any], list[int]], None]] = {

@@ -22,6 +22,7 @@ class Slot:
     deaths: int = 0
     fork_at: float | None = None
     idle_at: float | None = None  # when it may be ended
+    idle_after_s: float = 0.0
     ends: bool = False  # no further worker is forked for it
     queue: deque[dict[str, Any]] = field(default_factory=deque)
     told_death: bool = False  # a "died" waits in the queue

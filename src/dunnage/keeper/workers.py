@@ -56,21 +56,20 @@ class Workers:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
             slot.pid = children.fork(lambda: self._become_worker(slot, theirs))
+            theirs.close()  # which makes room for the pidfd
             slot.pidfd = os.pidfd_open(slot.pid)
         except OSError as error:
             if slot.pid:
                 os.kill(slot.pid, signal.SIGKILL)
                 os.waitpid(slot.pid, 0)
                 slot.pid = 0
-            if ours is not None:
+            if ours is not None and theirs is not None:
                 ours.close()
+                theirs.close()
             slot.deaths += 1
             slot.fork_at = time.monotonic() + PAUSES_S[-1]
             self._log(f"worker {slot.name} can not be forked: {error}")
             return
-        finally:
-            if theirs is not None:
-                theirs.close()
         slot.sock, slot.born = ours, time.monotonic()
         self._poll.watch(ours.fileno(), select.POLLIN, lambda events: self._on_ready(slot, events))
         self._poll.watch(slot.pidfd, select.POLLIN, lambda _events: self._on_death(slot))
