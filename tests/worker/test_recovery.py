@@ -258,9 +258,16 @@ def test_a_container_that_hangs_while_it_is_taken_up_keeps_its_siblings_clients_
     perform(directory, rootfs, scenario)
 
 
-@pytest.mark.parametrize("file", ["dunnage.json", "dunnage-launch.json"])
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("dunnage.json", '{"version": 99}', "dunnage.json is of version 99"),
+        ("dunnage.json", '{"version": 1}', "what is written of it is not understood"),
+        ("dunnage-launch.json", "{", "dunnage-launch.json cannot be read"),
+    ],
+)
 def test_a_container_that_cannot_be_taken_up_is_refused_and_left_alone_until_its_delete(
-    directory: Path, rootfs: Path, file: str
+    directory: Path, rootfs: Path, file: str, text: str, reason: str
 ) -> None:
     async def scenario(house: House) -> None:
         sibling = await house.start_shim("c1", ["sleep", "100"], group="pod")
@@ -274,12 +281,12 @@ def test_a_container_that_cannot_be_taken_up_is_refused_and_left_alone_until_its
         assert await asyncio.to_thread(wait_readable, reader) == b"said\n"
         path = house.bundle("c2") / file
         written = path.read_text()
-        path.write_text('{"version": 99}' if file == "dunnage.json" else "{")
+        path.write_text(text)
         house.kill_worker()
         await sibling.call("Kill", signal=9)
         await sibling.call("Wait")
         for method in ("State", "Wait", "Delete", "Start"):
-            with pytest.raises(RpcError, match=f"container c2 cannot be taken up: .*{file}") as refused:
+            with pytest.raises(RpcError, match=f"container c2 cannot be taken up: .*{reason}") as refused:
                 await task.call(method)
             assert refused.value.code is Code.FAILED_PRECONDITION
         await sibling.call("Delete")

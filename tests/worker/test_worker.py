@@ -145,6 +145,28 @@ def test_a_create_without_a_bundle_leaves_no_launch_behind(tmp_path: Path) -> No
     perform(tmp_path, scenario)
 
 
+def test_a_container_that_is_gone_is_forgotten_also_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*anything: object, dir_fd: int | None = None) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        served = make_group(worker, tmp_path)
+        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options())
+        served.group.containers["c1"] = container
+        monkeypatch.setattr(os, "pwrite", refuse)
+        monkeypatch.setattr(os, "unlink", refuse)
+        worker.forget(served, container)
+        monkeypatch.undo()
+        assert not served.group.containers
+        assert "bundle:default/c1" not in keep.fds
+        assert "the end of container default/c1 is not remembered" in caplog.text
+        assert "keeps what was written of its container" in caplog.text
+
+    perform(tmp_path, scenario)
+
+
 def test_a_start_that_cannot_be_written_down_leaves_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the next start would find a group at whose address nobody accepts."""
 

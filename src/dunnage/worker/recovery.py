@@ -45,7 +45,6 @@ async def recover(worker: Worker, *, log: logging.Logger) -> None:
             container = _find(worker, name.removeprefix("bundle:"), fd, fds, log)
             if container is not None:
                 found[container.served.name].append(container)
-                _tell_the_rest(worker, container)
     _take_up_connections(worker, fds)  # now that it is known who is there
     done = worker.in_background(_finish(worker, found, log))
     await asyncio.wait((done,), timeout=PATIENCE_S)
@@ -115,11 +114,12 @@ def _find(worker: Worker, name: str, fd: int, fds: Mapping[str, int], log: loggi
             record = bundle.read_record()
             ends = _ends(f"io:{name}", fds)
             found = _Found(served, container_id, bundle, record, Launch.from_json(launch), ends)
+            _tell_the_rest(worker, found)
             served.group.begin_take_up(container_id)
             return found
-    except (Error, LookupError, TypeError, ValueError) as error:
+    except Exception as error:
         log.error("container %s cannot be taken up: %s", name, error, exc_info=error)
-        worker.lose(namespace, container_id, served, str(error))
+        worker.lose(namespace, container_id, served, _reason(error))
         for end_fd in _ends(f"io:{name}", fds).values():
             os.close(end_fd)  # the store goes on holding what it stands for
         bundle.close()
@@ -158,19 +158,27 @@ async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger)
     try:
         container = _restored(worker, found)
         if found.record is None or not found.record["init"]["pid"]:
-            await _undo_create(worker, container, found.ends)
+            # its bundle is about to forget what the launcher handed down
             worker.announce(found.served, found.container_id, found.launch)
+            found.served.remember()
+            await _undo_create(worker, container, found.ends)
         else:
             await container.restore(found.record, dict(found.ends))
             taken_up = container
     except Exception as error:
         log.error("container %s cannot be taken up: %s", found.container_id, error, exc_info=error)
-        worker.lose(group.namespace, found.container_id, found.served, f"{type(error).__name__}: {error}")
+        worker.lose(group.namespace, found.container_id, found.served, _reason(error))
         found.bundle.close()  # so that what is written down stays as it is
     finally:
         group.end_create(found.container_id, taken_up)
     if taken_up is not None and taken_up.init.state is State.DELETED:
         worker.forget(found.served, taken_up)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Error):
+        return str(error)
+    return f"what is written of it is not understood ({type(error).__name__}: {error})"
 
 
 def _restored(worker: Worker, found: _Found) -> Container:

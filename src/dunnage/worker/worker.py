@@ -222,8 +222,14 @@ class Worker:
         Idempotent."""
         if served.group.containers.get(container.id) is not container:
             return
-        self._ends.remember(container.namespace, container.id, container.bundle.identity, container.init.ended)
-        container.bundle.forget()
+        try:
+            self._ends.remember(container.namespace, container.id, container.bundle.identity, container.init.ended)
+        except OSError as error:
+            self.log.error("the end of container %s is not remembered: %s", container.name, error)
+        try:
+            container.bundle.forget()
+        except OSError as error:
+            self.log.error("bundle %s keeps what was written of its container: %s", container.bundle.path, error)
         served.group.containers.pop(container.id, None)
         container.close()
 
