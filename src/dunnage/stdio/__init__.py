@@ -1,7 +1,7 @@
 """A process's stdio: what the request means (`plan`), and the streams themselves (`ProcessIO`).
 
-Bytes go through the kernel from one descriptor to another and are never held here; whoever asked for the streams owns
-the `ProcessIO` and closes it.
+Bytes go through the kernel from one descriptor to another and are not held here (`pump` names the exception); whoever
+asked for the streams owns the `ProcessIO` and closes it.
 """
 
 from dunnage.stdio.budget import PipeBudget

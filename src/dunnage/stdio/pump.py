@@ -1,7 +1,8 @@
 """One pump: bytes from any source to any sink, moved by the kernel, in order, none lost and none held here.
 
 `splice(2)` where the two allow it; where they do not (neither is a pipe, or an old kernel's terminal: EINVAL), a copy
-of as much as the sink takes at once, so that nothing lies in this process but between one read and its write.
+of as much as the sink takes at once, so that nothing lies in this process but between one read and its write, and what
+a terminal that was fuller than it looked did not take.
 
 A pump owns neither descriptor. It sleeps on one side at a time: the source, or, when the sink is full, the sink
 alone; so a source that was hung up while its reader stalls wakes nobody. A sink that fails (EPIPE, ENOSPC) is logged,
