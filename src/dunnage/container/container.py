@@ -234,8 +234,10 @@ class Container:
     def _publish(self, *facts: Fact) -> None:
         """Tell facts, in one step with the change they tell of: they are in the record first, and a next worker, before
         it does anything else, tells those that were not written down as events yet."""
-        if self._tell is not _tell_nobody:
-            self._save(facts)
+        if self._tell is _tell_nobody:
+            self.save()
+            return
+        self._save(facts)
         for fact in facts:
             self._tell(fact)
 
@@ -488,12 +490,16 @@ class Container:
         process.set_exited(death)
         if process.stdio is not None:
             process.stdio.exited()
-        self.save()
         if process is self.init and self._kills_all:
             self._order.init_dying()
+            self.save()
             self._in_background(self._end_the_rest())
+            return
+        may_be_told = self._order.exited(process.id)
+        if may_be_told:
+            self._tell_exits(may_be_told)
         else:
-            self._tell_exits(self._order.exited(process.id))
+            self.save()
 
     async def _end_the_rest(self) -> None:
         """Kill what an init without a pid namespace of its own leaves behind, then let its exit be told."""
