@@ -76,6 +76,19 @@ def test_info_of_a_runtime_with_features_passes_them_on(directory: Path, rootfs:
     perform(directory, rootfs, scenario)
 
 
+def test_info_of_a_runtime_that_cannot_be_run_is_without_features(directory: Path, rootfs: Path) -> None:
+    runtime = directory / "empty"
+    runtime.touch(0o755)
+    options = pack_bare(options_pb2.Options(binary_name=str(runtime)))
+
+    async def scenario(house: House) -> None:
+        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
+        assert answer.status == 0, answer
+        assert RuntimeInfo.FromString(answer.stdout).features == AnyMessage()
+
+    perform(directory, rootfs, scenario)
+
+
 def test_info_of_a_missing_runtime_names_it(directory: Path, rootfs: Path) -> None:
     options = pack_bare(options_pb2.Options(binary_name="no-runc"))
 

@@ -13,12 +13,14 @@ from typing import cast
 
 import pytest
 
-from dunnage.api import events_pb2
+from dunnage.api import events_pb2, node_pb2
 from dunnage.config import Config
 from dunnage.container.facts import IO, Options
 from dunnage.errors import FailedPrecondition
 from dunnage.keeper.client import Inherited, Keeper
 from dunnage.linux.attributes import Attributes
+from dunnage.service.node import SERVICE
+from dunnage.ttrpc.client import Client
 from dunnage.worker import main as main_module
 from dunnage.worker import worker as worker_module
 from dunnage.worker.control import LaunchRequest
@@ -31,6 +33,9 @@ IDLE_S = 0.1
 
 class Keep:
     """A keeper that only keeps, and hears when its worker has nothing left."""
+
+    name = "node"
+    keeper_pid = 1
 
     def __init__(self) -> None:
         self.stored: list[str] = []
@@ -191,3 +196,33 @@ def test_a_start_that_cannot_be_written_down_leaves_no_group(tmp_path: Path, mon
 
 def test_a_worker_that_was_given_no_socket_ends(tmp_path: Path) -> None:
     assert main_module.main({}, Inherited(cast(socket.socket, None), {}, {}, 1, "pod x")) == 0
+
+
+def test_a_node_s_socket_does_not_spin_while_there_are_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def refuse(listener: socket.socket) -> tuple[socket.socket, str]:
+        nonlocal tried
+        tried += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        monkeypatch.setattr(socket.socket, "accept", refuse)
+        listener = main_module._open_node(worker, None, "node")
+        client = await Client.connect("node", timeout_s=5)
+        asking = asyncio.create_task(
+            client.call(SERVICE, "Status", node_pb2.StatusRequest(), node_pb2.StatusResponse, timeout_s=10)
+        )
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert tried == 1
+        monkeypatch.undo()
+        assert (await asking).worker_pid == os.getpid()
+        client.close()
+        asyncio.get_running_loop().remove_reader(listener)
+        listener.close()
+
+    perform(tmp_path, scenario)

@@ -121,6 +121,9 @@ class Launches:
         except TimeoutError:
             self._log.warning("%s features did not end within %g s", path, _DELETE_TIMEOUT_S)
             return b""
+        except OSError as error:
+            self._log.warning("%s features cannot be run: %s", path, error)
+            return b""
         finally:
             os.close(output)
 

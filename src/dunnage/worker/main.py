@@ -31,6 +31,8 @@ M = TypeVar("M", bound=Message)
 
 NODE = "node"  # the keeper's name for its first worker
 
+_ACCEPT_PAUSE_S = 0.1
+
 
 def main(argument: Any, inherited: Inherited) -> int:
     """Serve until the keeper says that it is over."""
@@ -162,18 +164,29 @@ def _open_node(worker: Worker, others: OtherWorkers | None, path: str) -> socket
         others=_nobody if others is None else others.ask_nodes,
     )
     server = Server({SERVICE: service.methods()}, log=worker.log, translate=translate)
+    loop = asyncio.get_running_loop()
     accepted = 0
 
     def accept() -> None:
         nonlocal accepted
         try:
             connection, _ = listener.accept()
-        except OSError:
-            return  # it went again, or there is no descriptor left: then it waits
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it went again
+        except OSError as error:
+            # no descriptor is left: the listener stays readable, so look away for a moment, not to spin
+            worker.log.error("the node's socket cannot accept: %s", error)
+            loop.remove_reader(listener)
+            loop.call_later(_ACCEPT_PAUSE_S, resume)
+            return
         accepted += 1
         server.attach(connection, f"node#{accepted}")
 
-    asyncio.get_running_loop().add_reader(listener, accept)
+    def resume() -> None:
+        if listener.fileno() >= 0:
+            loop.add_reader(listener, accept)
+
+    resume()
     return listener
 
 
