@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +17,9 @@ from dunnage.cli import leftovers, machine
 from dunnage.cli.control import parse_signal
 from dunnage.cli.finding import Verdict
 from dunnage.cli.foreground import status_of_failure
-from dunnage.cli.main import _COMMANDS, LazyGroup, cli
-from dunnage.cli.run import resolve_variable
+from dunnage.cli.main import _COMMANDS, LazyGroup, cli, complain
+from dunnage.cli.ps import _command_text
+from dunnage.cli.run import resolve_variables
 from dunnage.cli.table import print_table
 
 RUNC = "OCI runtime create failed: runc create failed: unable to start container process: "
@@ -47,7 +52,7 @@ def test_a_signal_is_a_name_or_a_number(text: str, number: int) -> None:
     assert parse_signal(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "65", "WHAT", "TERM+x", "-1"])
+@pytest.mark.parametrize("text", ["", "0", "65", "WHAT", "TERM+x", "TERM+1", "9+1", "RTMIN+-3", "-1"])
 def test_what_is_no_signal_is_refused(text: str) -> None:
     with pytest.raises(errors.InvalidArgument, match="is no signal"):
         parse_signal(text)
@@ -55,15 +60,61 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 
 def test_a_variable_without_a_value_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "here")
-    assert resolve_variable("A=b=c") == "A=b=c"
-    assert resolve_variable("OURS") == "OURS=here"
+    monkeypatch.delenv("NOBODYS", raising=False)
+    assert resolve_variables(["A=b=c", "OURS", "NOBODYS", "B="]) == ["A=b=c", "OURS=here", "B="]
     with pytest.raises(errors.InvalidArgument):
-        resolve_variable("=x")
+        resolve_variables(["=x"])
 
 
 def test_a_table_is_plain_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "X"), [("a long name", "1"), ("b", "")])
     assert capsys.readouterr().out == "NAME         X\na long name  1\nb\n"
+
+
+def test_a_command_is_told_on_one_line_and_says_nothing_to_the_terminal(tmp_path: Path) -> None:
+    process = {"args": ["sh", "-c", "echo one\n\x1b[31m"]}
+    (tmp_path / "config.json").write_text(json.dumps({"process": process}))
+    assert _command_text(tmp_path) == "sh -c 'echo one\\n\\x1b[31m'"
+
+
+def test_a_failure_names_its_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(errors.NotFound("container web does not exist"), "container web")
+    complain(errors.NotFound("process already finished: not found"), "container web")
+    complain(OSError(errno.ENOSPC, "No space left on device"))
+    assert capsys.readouterr().err.splitlines() == [
+        "dunnage: container web does not exist",
+        "dunnage: container web: process already finished: not found",
+        "dunnage: no space left on device",
+    ]
+
+
+DUNNAGE = [sys.executable, "-m", "dunnage.cli.main"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_as_if_nobody_used_them(closed: str) -> None:
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *DUNNAGE, "ps"], capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_output_that_cannot_be_written_is_a_failure_said_once() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*DUNNAGE, "status", "--json"], stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"dunnage: no space left on device\n")
+
+
+def test_output_without_a_reader_ends_it_as_sigpipe_would() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([*DUNNAGE, "ps"], stdout=theirs, stderr=subprocess.PIPE, timeout=30)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_help_can_be_read_in_any_locale() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin1"}
+    done = subprocess.run([*DUNNAGE, "run", "--help"], capture_output=True, timeout=30, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_every_command_is_there_and_has_help() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ class Shim:
         self.created: list[task_pb2.CreateTaskRequest] = []
         self.shut_down: list[str] = []
         self.refuse_create: RpcError | None = None
+        self.refuse_delete: RpcError | None = None
+        self.before: dict[str, Callable[[], Awaitable[None]]] = {}
+        """What a method waits for before it does its work, by name."""
         methods: dict[str, tuple[type[Message], Handler]] = {
             "Create": (task_pb2.CreateTaskRequest, self._create),
             "Start": (task_pb2.StartRequest, self._start),
@@ -101,7 +105,7 @@ class Shim:
             "ResizePty": (task_pb2.ResizePtyRequest, self._resize),
             "Shutdown": (task_pb2.ShutdownRequest, self._shutdown),
         }
-        table = {name: Method(request, handler) for name, (request, handler) in methods.items()}
+        table = {name: Method(request, self._after(name, handler)) for name, (request, handler) in methods.items()}
         self._server = Server({"containerd.task.v2.Task": table}, log=getLogger(__name__))
         self._listener = socket.socket(socket.AF_UNIX)
         self._accepting: asyncio.Task[None] | None = None
@@ -129,6 +133,15 @@ class Shim:
             peer, _ = await asyncio.get_running_loop().sock_accept(self._listener)
             number += 1
             self._server.attach(peer, f"connection {number}")
+
+    def _after(self, name: str, handler: Handler) -> Handler:
+        async def handle(request: Any, call: Call) -> Message:
+            if name in self.before:
+                await self.before[name]()
+            answer = handler(request, call)
+            return answer if isinstance(answer, Message) else await answer
+
+        return handle
 
     def _child(self, request: Any) -> Child:
         child = self.children.get((request.id, request.exec_id))
@@ -182,6 +195,8 @@ class Shim:
         return Empty()
 
     async def _delete(self, request: task_pb2.DeleteRequest, call: Call) -> Message:
+        if self.refuse_delete is not None:
+            raise self.refuse_delete
         child = self._child(request)
         if child.status == 2:
             raise RpcError(Code.UNKNOWN, "cannot delete a running process")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,3 +66,57 @@ def test_the_thread_ends_with_the_node(shim: Shim, tmp_path: Path) -> None:
     with Node(state=tmp_path):
         assert "dunnage-client" in [thread.name for thread in threading.enumerate()]
     assert "dunnage-client" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_ctrl_c_in_a_run_leaves_nothing(node: Node, shim: Shim) -> None:
+    async def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    shim.before["Start"] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        node.run(Settings(args=["/bin/sleep", "1000"], rootfs=Path("/")))
+    assert node.local_ids() == []
+    assert not shim.children
+
+
+def test_a_closed_node_says_so_to_whoever_calls_and_whoever_waits(node: Node) -> None:
+    container = node.create(Settings(args=["/bin/sleep", "1000"], rootfs=Path("/")), id="web", stdio=Stdio())
+    container.start()
+    other = Node(state=node._node.state)
+    found = other.get("web")
+    is_waiting = threading.Event()
+    said: list[BaseException] = []
+
+    def wait() -> None:
+        is_waiting.set()
+        try:
+            found.wait()
+        except errors.Error as error:
+            said.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    is_waiting.wait()
+    events = other.events()
+    other.close()
+    waiting.join()
+    assert [type(error) for error in said] == [errors.FailedPrecondition]
+    for call in (found.state, other.containers, lambda: other.get("web"), lambda: next(events)):
+        with pytest.raises(errors.FailedPrecondition, match="the node is closed"):
+            call()
+    other.close()
+    container.remove(force=True)
+
+
+def test_threads_may_share_a_node(node: Node) -> None:
+    found: dict[int, bytes] = {}
+
+    def run(number: int) -> None:
+        found[number] = node.run(Settings(args=["/bin/echo", str(number)], rootfs=Path("/"))).stdout
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: f"{number}\n".encode() for number in range(4)}

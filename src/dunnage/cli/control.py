@@ -66,6 +66,8 @@ def parse_signal(text: str) -> int:
         number += int(offset) if plus else 0
     except (KeyError, ValueError):
         raise errors.InvalidArgument(f"{text!r} is no signal") from None
+    if plus and (base != "RTMIN" or not offset.isdigit()):
+        raise errors.InvalidArgument(f"{text!r} is no signal: only RTMIN can be added to")
     if not 0 < number <= signals.SIGRTMAX:
         raise errors.InvalidArgument(f"{text!r} is no signal")
     return number
@@ -79,6 +81,6 @@ async def _each(namespace: str, names: Sequence[str], act: Callable[[Node, str],
             try:
                 await act(node, name)
             except errors.Error as error:
-                complain(error)
+                complain(error, f"container {name}")
                 status = 1
     return status

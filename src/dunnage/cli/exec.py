@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import click
 
 from dunnage import errors
 from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
-from dunnage.cli.run import resolve_variable
-from dunnage.client import Container, Node, Stdio
+from dunnage.cli.run import resolve_variables
+from dunnage.cli.signals import Signals, run_with_signals
+from dunnage.client import Container, Node, Process, Status, Stdio
 from dunnage.spec import resolve_user
 
 
@@ -47,9 +50,13 @@ def exec_(
     if not command:
         raise click.UsageError("no command to run")
     stdio = Stdio() if detach else own_streams(interactive=interactive, terminal=tty)
-    variables = [resolve_variable(one) for one in env]
-    with failing_as_docker_does():
-        context.exit(asyncio.run(_exec(context.obj, name, command, variables, workdir, user, stdio, detach)))
+    variables = resolve_variables(env)
+    with failing_as_docker_does(f"container {name}"):
+
+        async def work(signals: Signals) -> int:
+            return await _exec(context.obj, name, command, variables, workdir, user, stdio, detach, signals)
+
+        context.exit(run_with_signals(work))
 
 
 async def _exec(
@@ -61,6 +68,7 @@ async def _exec(
     user: str | None,
     stdio: Stdio,
     detach: bool,
+    signals: Signals,
 ) -> int:
     async with Node(namespace=namespace) as node:
         container = await node.get(name)
@@ -70,8 +78,10 @@ async def _exec(
             if detach:
                 await process.start()
                 return 0
-            status = await run_in_foreground(process)
-        except BaseException:
+            status = await run_in_foreground(process, signals)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                await _end(process)
             await _forget(process)
             raise
         await process.delete()
@@ -80,11 +90,19 @@ async def _exec(
 
 async def _resolve_user(container: Container, user: str) -> dict[str, Any]:
     # through the init's own root: whatever the container's passwd file is now, and wherever it is mounted
-    pid = (await container.state()).pid
-    return resolve_user(user, Path(f"/proc/{pid}/root"))
+    state = await container.state()
+    if state.status is not Status.RUNNING:
+        raise errors.FailedPrecondition(f"container {container.id} is {state.status.value}, not running")
+    return resolve_user(user, Path(f"/proc/{state.pid}/root"))
 
 
-async def _forget(process: Any) -> None:
+async def _end(process: Process) -> None:
+    with contextlib.suppress(errors.Error):  # it was never started, or has ended
+        await process.kill(signal.SIGKILL)
+        await process.wait()
+
+
+async def _forget(process: Process) -> None:
     try:
         await process.delete()
     except errors.Error:

@@ -8,21 +8,20 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import click
 
 from dunnage import errors
-from dunnage.cli.main import OWN_FAILURE, complain
-from dunnage.client import Process, RawTerminal, SizeWatch, Stdio, own_stdio
+from dunnage.cli.main import OWN_FAILURE, complain, say
+from dunnage.cli.signals import INTERRUPTS_THAT_KILL, SIGNALLED, Signals
+from dunnage.client import Process, RawTerminal, SizeWatch, Stdio, own_stdio, terminal_size
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
-SIGNALLED = 128
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-# an init without a handler never sees SIGINT (pid_namespaces(7)): whoever presses Ctrl-C this often wants it to end
-_INTERRUPTS_THAT_KILL = 3
+# what an orphan of the process still holds open is not waited for longer
+_DRAIN_S = 2.0
 
 # runc: `exec: "x": executable file not found in $PATH`, `exec: "/x": stat /x: no such file or directory`
 # crun: "executable file `x` not found in $PATH", "open executable: No such file or directory"
@@ -39,19 +38,29 @@ _NOT_EXECUTABLE_TEXT = re.compile(
 )
 
 
-async def run_in_foreground(process: Process) -> int:
-    """Start it, and wait until it has ended; returns its exit status. Its last output comes with its deletion."""
+async def run_in_foreground(process: Process, signals: Signals) -> int:
+    """Start it, and wait until it has ended and its output is written; returns its exit status."""
     stdio = process.streams.stdio
     raw = RawTerminal(0) if stdio.terminal and stdio.stdin == 0 else contextlib.nullcontext()
+    terminal = 0 if os.isatty(0) else 1
     resizing: set[asyncio.Task[None]] = set()
 
     def resize(columns: int, rows: int) -> None:
         resizing.add(asyncio.get_running_loop().create_task(_resize(process, columns, rows)))
 
-    watch = SizeWatch(0, resize) if stdio.terminal else contextlib.nullcontext()
-    with raw, watch, _signals_forwarded(process):
-        await process.start()
-        return await _wait_for_end(process)
+    watch = SizeWatch(terminal, resize) if stdio.terminal else contextlib.nullcontext()
+    with raw, watch:
+        async with _started(process, signals):
+            size = terminal_size(terminal) if stdio.terminal else None
+            if size is not None and size != stdio.size:
+                resize(*size)  # it changed while there was nobody to tell
+            status = await _wait_for_end(process)
+        await _drain(process, signals)
+    for stream, failure in process.streams.failures.items():
+        if not isinstance(failure, BrokenPipeError):
+            say(f"{stream}: {(failure.strerror or str(failure)).lower()}")
+            status = OWN_FAILURE
+    return status
 
 
 def own_streams(*, interactive: bool, terminal: bool) -> Stdio:
@@ -63,12 +72,12 @@ def own_streams(*, interactive: bool, terminal: bool) -> Stdio:
 
 
 @contextlib.contextmanager
-def failing_as_docker_does() -> Iterator[None]:
+def failing_as_docker_does(thing: str = "") -> Iterator[None]:
     """What fails inside ends the program with 125, or with 126 or 127 where it was the command's fault."""
     try:
         yield
     except errors.Error as error:
-        complain(error)
+        complain(error, thing)
         sys.exit(status_of_failure(error))
 
 
@@ -90,32 +99,41 @@ async def _wait_for_end(process: Process) -> int:
     await asyncio.wait((ended, broken), return_when=asyncio.FIRST_COMPLETED)
     broken.cancel()
     if not ended.done():
-        # nobody reads our output any more; a program of ours would have got SIGPIPE, and so has this one
+        # our output is taken no more; a program of ours would have got SIGPIPE, and so has this one
         await _kill(process, signal.SIGKILL)
         await ended
         return SIGNALLED + signal.SIGPIPE
     return ended.result().status
 
 
-@contextlib.contextmanager
-def _signals_forwarded(process: Process) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
+@contextlib.asynccontextmanager
+async def _started(process: Process, signals: Signals) -> AsyncIterator[None]:
+    """Start it; our signals are its signals, those too that come while it is being started."""
+    early: list[signal.Signals] = []
     sending: set[asyncio.Task[None]] = set()
-    interrupts = 0
 
-    def forward(number: signal.Signals) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        sent = signal.SIGKILL if interrupts >= _INTERRUPTS_THAT_KILL else number
-        sending.add(loop.create_task(_kill(process, sent)))
+    def keep(number: signal.Signals, interrupts: int) -> None:
+        early.append(number)
+        if interrupts >= INTERRUPTS_THAT_KILL:
+            signals.cancel(number)
 
-    for number in _FORWARDED:
-        loop.add_signal_handler(number, forward, number)
-    try:
+    def forward(number: signal.Signals, interrupts: int) -> None:
+        sent = signal.SIGKILL if interrupts >= INTERRUPTS_THAT_KILL else number
+        sending.add(asyncio.get_running_loop().create_task(_kill(process, sent)))
+
+    with signals.going_to(keep):
+        await process.start()
+    with signals.going_to(forward):
+        for number in early:
+            forward(number, 0)
         yield
-    finally:
-        for number in _FORWARDED:
-            loop.remove_signal_handler(number)
+
+
+async def _drain(process: Process, signals: Signals) -> None:
+    """Wait for our own readers; a signal to us ends it, since there is no process any more that it could be for."""
+    drained = asyncio.ensure_future(process.streams.wait_drained(_DRAIN_S))
+    with signals.going_to(lambda number, interrupts: drained.cancel()):
+        await asyncio.wait((drained,))
 
 
 async def _kill(process: Process, number: int) -> None:

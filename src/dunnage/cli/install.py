@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from dunnage import __version__
-from dunnage.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
+from dunnage.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, PermissionDenied
 
 LAUNCHER = "containerd-shim-dunnage-v2"
 DROP_IN = "containerd-shim-runc-v2"
@@ -76,7 +76,7 @@ def write_launchers(
     ``python`` is the interpreter that has dunnage (this one), ``interpreter`` the one that runs the launcher.
     """
     if not bin_dir.is_dir():
-        raise NotFound(f"directory {bin_dir} does not exist")
+        raise NotFound(f"directory {bin_dir} does not exist" if not bin_dir.exists() else f"{bin_dir} is no directory")
     paths = [bin_dir / name for name in (LAUNCHER, DROP_IN)[: 2 if as_runc else 1]]
     for path in paths:
         if os.path.lexists(path) and not is_ours(path):
@@ -162,6 +162,9 @@ def _write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o755)
         os.replace(temporary, path)
+    except OSError as error:
+        kind = PermissionDenied if isinstance(error, PermissionError) else FailedPrecondition
+        raise kind(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -45,7 +45,11 @@ async def _show(container: Container, path: Path, follow: bool) -> None:
                     sys.stdout.buffer.write(block)
                     sys.stdout.buffer.flush()
                 if last:
-                    return
+                    break
                 await asyncio.wait((ended,), timeout=_FOLLOW_INTERVAL_S)
+            if follow:
+                await ended  # which fails where nobody could tell us of its end
+        except errors.NotFound:
+            pass  # it was removed, after its end
         finally:
             ended.cancel()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -35,6 +38,14 @@ _COMMANDS = {
 }
 
 
+class _SystemFailure(Exception):
+    """An OSError on its way through click."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class LazyGroup(click.Group):
     """A group whose commands are modules, imported when named."""
 
@@ -48,6 +59,12 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise _SystemFailure(error) from error  # click has an exit status of its own for a pipe without a reader
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -73,10 +90,14 @@ def cli(context: click.Context, namespace: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `dunnage` program. Ends the process with the command's exit status."""
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio does without: 10 ms for nothing
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     runs_command = next((one for one in arguments if one in _COMMANDS), "") in ("run", "exec")
     try:
         status = cli.main(args=arguments, prog_name="dunnage", standalone_mode=False)
+        sys.stdout.flush()
+    except (_SystemFailure, OSError) as error:
+        _end_by(error.error if isinstance(error, _SystemFailure) else error, OWN_FAILURE if runs_command else 1)
     except click.UsageError as error:
         error.show()
         sys.exit(OWN_FAILURE if runs_command else 2)
@@ -86,31 +107,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except errors.Error as error:
         complain(error)
         sys.exit(OWN_FAILURE if runs_command else 1)
-    except BrokenPipeError:
-        sys.stdout = None  # nobody reads: the interpreter must not flush it once more
-        sys.exit(141)
-    except OSError as error:
-        complain(error)
-        sys.exit(OWN_FAILURE if runs_command else 1)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def complain(error: errors.Error | OSError) -> None:
-    """Say on stderr what went wrong, and what is missing where it is root."""
+def _end_by(error: OSError, status: int) -> NoReturn:
+    # what could not be written is not to be tried once more by the interpreter at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    complain(error)
+    sys.exit(status)
+
+
+def complain(error: errors.Error | OSError, thing: str = "") -> None:
+    """Say on stderr what went wrong, with what where the error does not say it, and what is missing if it is root."""
     text = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {(error.strerror or '').lower()}"
+    if thing.rpartition(" ")[2] not in text:
+        text = f"{thing}: {text}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror.lower() if error.filename is None else f"{error.filename}: {error.strerror.lower()}"
     is_denied = isinstance(error, errors.PermissionDenied | PermissionError)
     hint = " (dunnage needs root)" if is_denied and os.geteuid() != 0 else ""
-    print(f"dunnage: {text}{hint}", file=sys.stderr)
+    say(f"{text}{hint}")
+
+
+def say(text: str) -> None:
+    """Say something on stderr; where that cannot be written there is nobody to tell, and the exit status says it."""
+    with contextlib.suppress(OSError):
+        print(f"dunnage: {text}", file=sys.stderr, flush=True)
 
 
 def complain_of_silence(node: Node) -> None:
     """Say on stderr which keys did not answer: what is printed is not all there is."""
     for key in sorted(node.silent_keys):
-        print(f"dunnage: the worker of {key} does not answer; its log is in {node.state}/{key}/log", file=sys.stderr)
+        say(f"the worker of {key} does not answer; its log is in {node.state}/{key}/log")
+
+
+def _open_standard_streams() -> None:
+    """Have 0, 1 and 2 open: a stream that our caller closed must not be the number of a file that we open."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115 - it is for the whole program
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of others, and locales that lack our characters
 
 
 if __name__ == "__main__":

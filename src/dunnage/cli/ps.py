@@ -95,7 +95,8 @@ def _status_text(one: Listed) -> str:
 def _command_text(bundle: Path) -> str:
     import shlex
 
-    text = shlex.join(command_of(bundle))
+    # on one line, and no word of a container's to our terminal
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in shlex.join(command_of(bundle)))
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,9 @@ import click
 
 from dunnage import errors
 from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
+from dunnage.cli.signals import Signals, run_with_signals
 from dunnage.client import Container, Node, Settings, Stdio
 from dunnage.spec import parse_cpus, parse_memory
-
-# what an orphan of the container still holds open is not waited for longer
-_DRAIN_S = 2.0
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -79,7 +77,7 @@ def run(
         args=command,
         rootfs=rootfs,
         bundle=bundle,
-        env=[resolve_variable(one) for one in env],
+        env=resolve_variables(env),
         cwd=workdir,
         user=user,
         hostname=hostname,
@@ -92,25 +90,34 @@ def run(
         runtime=runtime,
     )
     with failing_as_docker_does():
-        if stdio is None:
-            asyncio.run(_run_detached(context.obj, settings, name, interactive, remove))
-            return
-        context.exit(asyncio.run(_run_here(context.obj, settings, name, stdio, remove)))
+
+        async def work(signals: Signals) -> int:
+            if stdio is None:
+                return await _run_detached(context.obj, settings, name, interactive, remove, signals)
+            return await _run_here(context.obj, settings, name, stdio, remove, signals)
+
+        context.exit(run_with_signals(work))
 
 
-def resolve_variable(text: str) -> str:
-    """``K=V`` as it is; ``K`` with the value that it has here."""
-    name, separator, _ = text.partition("=")
-    if not name:
-        raise errors.InvalidArgument(f"variable {text!r} has no name")
-    return text if separator else f"{name}={os.environ.get(name, '')}"
+def resolve_variables(texts: Iterable[str]) -> list[str]:
+    """``K=V`` as it is; ``K`` with the value that it has here, and left out where it has none."""
+    found: list[str] = []
+    for text in texts:
+        name, separator, _ = text.partition("=")
+        if not name:
+            raise errors.InvalidArgument(f"variable {text!r} has no name")
+        if separator or name in os.environ:
+            found.append(text if separator else f"{name}={os.environ[name]}")
+    return found
 
 
-async def _run_here(namespace: str, settings: Settings, name: str | None, stdio: Stdio, remove: bool) -> int:
+async def _run_here(
+    namespace: str, settings: Settings, name: str | None, stdio: Stdio, remove: bool, signals: Signals
+) -> int:
     async with Node(namespace=namespace) as node:
         container = await _create(node, settings, name, stdio)
         try:
-            status = await run_in_foreground(container)
+            status = await run_in_foreground(container, signals)
         except errors.Error:
             # a container that was never started is nobody's; one whose worker failed us may still be running
             await _remove_if_not_running(container)
@@ -120,12 +127,12 @@ async def _run_here(namespace: str, settings: Settings, name: str | None, stdio:
             raise
         if remove:
             await container.remove()
-        else:
-            await container.streams.wait_drained(_DRAIN_S)
         return status
 
 
-async def _run_detached(namespace: str, settings: Settings, name: str | None, interactive: bool, remove: bool) -> None:
+async def _run_detached(
+    namespace: str, settings: Settings, name: str | None, interactive: bool, remove: bool, signals: Signals
+) -> int:
     async with Node(namespace=namespace) as node:
         container = await _create(node, settings, name, None, interactive=interactive, remove=remove)
         try:
@@ -133,9 +140,14 @@ async def _run_detached(namespace: str, settings: Settings, name: str | None, in
         except errors.Error:
             await _remove_if_not_running(container)
             raise
-        print(container.id, flush=True)
+        except BaseException:
+            await container.remove(force=True)
+            raise
+        signals.begin_tidying()
         if remove:
             _remove_when_stopped(namespace, container.id)
+        print(container.id, flush=True)
+        return 0
 
 
 async def _create(

@@ -13,6 +13,7 @@ Whoever makes a bundle removes it; a bundle without a living container is what `
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -100,16 +101,35 @@ class Bundle:
     def exists(self) -> bool:
         return self.path.is_dir()
 
+    def check_exists(self) -> None:
+        """NotFound where there is no such container, or no longer."""
+        if not self.exists:
+            raise errors.NotFound(f"container {self.id} does not exist")
+
     def make(self) -> None:
         """Make the directory; AlreadyExists where a container of this name is there."""
         try:
-            _make_private(self.path.parent)
-            self.path.mkdir(mode=0o700)
+            self._make_directory()
             self.stdio_path.mkdir(mode=0o700)
         except FileExistsError:
             raise errors.AlreadyExists(f"container {self.id} already exists") from None
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+    def _make_directory(self) -> None:
+        while True:
+            _make_private(self.path.parent)
+            try:
+                self.path.mkdir(mode=0o700)
+            except FileNotFoundError:
+                continue  # whoever removed the namespace's last container just now removed its directory too
+            return
+
+    def _inode(self) -> int | None:
+        try:
+            return self.path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def make_scratch(self) -> tuple[Path, Path]:
         """Upper and work directory for an overlay over the host's `/`, on another filesystem than `/` itself.
@@ -151,11 +171,14 @@ class Bundle:
         return address.strip().removeprefix("unix://")
 
     def remove(self) -> None:
-        """Remove everything of the bundle. The container must be gone already."""
+        """Remove everything of the bundle, also where another does so just now. The container must be gone already."""
         for mounted in (self.path / "rootfs", self.scratch_path):
             if os.path.ismount(mounted):
                 unmount(mounted)
-        shutil.rmtree(self.path, ignore_errors=False)
+        inode = self._inode()
+        while inode is not None and self._inode() == inode:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.path)
         try:
             self.path.parent.rmdir()
         except OSError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,12 +38,23 @@ _CLASSES: dict[int, type[errors.Error]] = {
 
 
 class Connection:
-    """Calls to one service behind one socket. It connects when a call needs it."""
+    """Calls to one service behind one socket. It connects when a call needs it.
 
-    def __init__(self, address: str | Path, service: str, *, connect_timeout_s: float = _CONNECT_TIMEOUT_S) -> None:
+    `check` may say, by raising, why nobody answers there any more.
+    """
+
+    def __init__(
+        self,
+        address: str | Path,
+        service: str,
+        *,
+        connect_timeout_s: float = _CONNECT_TIMEOUT_S,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.address = str(address)
         self._service = service
         self._connect_timeout_s = connect_timeout_s
+        self._check = check
         self._client: Client | None = None
 
     async def call(self, method: str, request: Message, response: type[M], *, timeout_s: float | None = None) -> M:
@@ -51,9 +65,20 @@ class Connection:
         except RpcError as error:
             raise failure(error.code, error.message) from error
         except ConnectionClosed as error:
+            self._check()
             raise errors.Unavailable(f"the worker at {self.address} closed the connection during {method}") from error
         except TimeoutError as error:
             raise errors.DeadlineExceeded(f"{method} was not answered within {timeout_s} s") from error
+
+    async def call_to_its_end(self, method: str, request: Message, response: type[M], *, timeout_s: float) -> M:
+        """As `call`, but cancelled only once the answer is there: a worker makes what it was told to, heard or not."""
+        answer = asyncio.ensure_future(self.call(method, request, response, timeout_s=timeout_s))
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            with contextlib.suppress(errors.Error):
+                await answer  # cancelled once more, this is over at once
+            raise
 
     async def close(self) -> None:
         if self._client is not None:
@@ -65,6 +90,7 @@ class Connection:
             try:
                 self._client = await Client.connect(self.address, timeout_s=self._connect_timeout_s)
             except (OSError, TimeoutError) as error:
+                self._check()
                 said = getattr(error, "strerror", None) or "no answer"
                 raise errors.Unavailable(f"no worker answers at {self.address}: {said.lower()}") from error
         return self._client

@@ -7,9 +7,10 @@ goes on running until it ends, is killed, or is removed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal as signals
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ from dunnage.client.connection import Connection
 from dunnage.client.stdio import PIPE, Stdio, Streams, discarding
 from dunnage.client.terminal import terminal_size
 from dunnage.client.values import Exit, Finished, State, Status, read_time
+from dunnage.spec import check_process
 
 _PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 # runc create and runc exec take what the container needs; this only bounds a worker that is gone
@@ -62,9 +64,11 @@ class Process:
     async def start(self) -> int:
         """Start it; returns its pid on the host."""
         request = task_pb2.StartRequest(id=self.id, exec_id=self.exec_id)
-        pid = int((await self._call("Start", request, task_pb2.StartResponse)).pid)
+        answer = await self._connection.call_to_its_end(
+            "Start", request, task_pb2.StartResponse, timeout_s=_CALL_TIMEOUT_S
+        )
         self._begun()
-        return pid
+        return int(answer.pid)
 
     def _begun(self) -> None:
         self._started = True
@@ -165,9 +169,18 @@ class Process:
 class Container(Process):
     """A container, and its init. Leaving it as a context manager closes the connection; `remove` is what ends it."""
 
-    def __init__(self, bundle: Bundle, connection: Connection, streams: Streams, *, started: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        connection: Connection,
+        streams: Streams,
+        *,
+        started: bool = False,
+        on_close: Callable[[Container], None],
+    ) -> None:
         super().__init__(connection, bundle.id, "", streams, started=started)
         self.bundle = bundle
+        self._on_close = on_close
 
     @property
     def namespace(self) -> str:
@@ -198,6 +211,7 @@ class Container(Process):
         stdio.apply(spec)
         streams = Streams(stdio, self.bundle.stdio_path, f"{exec_id}.")
         process = Process(self._connection, self.id, exec_id, streams)
+        is_made = False
         try:
             streams.prepare()
             stdin, stdout, stderr = streams.uris
@@ -210,11 +224,15 @@ class Container(Process):
                 stderr=stderr,
                 spec=WireAny(type_url=_PROCESS_TYPE_URL, value=json.dumps(spec).encode()),
             )
-            await self._call("Exec", request, Empty)
+            is_made = True  # or will be, whatever ends our waiting
+            await self._connection.call_to_its_end("Exec", request, Empty, timeout_s=_CALL_TIMEOUT_S)
             await streams.begin()
-        except BaseException:
+        except BaseException as error:
             streams.close()
             streams.unlink()
+            if is_made and not isinstance(error, errors.Error):
+                with contextlib.suppress(errors.Error):  # it is not there, or went with its container
+                    await process.delete()
             raise
         return process
 
@@ -225,8 +243,12 @@ class Container(Process):
             raise errors.FailedPrecondition(f"container {self.id} is not running")
         streams = Streams(stdio, self.bundle.stdio_path, "")
         process = Process(self._connection, self.id, "", streams)
-        streams.attach((state.stdin, state.stdout, state.stderr))
-        await streams.begin()
+        try:
+            streams.attach((state.stdin, state.stdout, state.stderr))
+            await streams.begin()
+        except BaseException:
+            streams.close()
+            raise
         process._begun()
         return process
 
@@ -255,6 +277,7 @@ class Container(Process):
     async def close(self) -> None:
         await super().close()
         await self._connection.close()
+        self._on_close(self)
 
     async def _delete_task(self, force: bool) -> Exit | None:
         try:
@@ -268,7 +291,9 @@ class Container(Process):
                     f"container {self.id} is {state.status.value}: stop it first, or use force"
                 )
             await self._kill_and_wait()
-        ended = await self._delete_unread(state)
+        ended: Exit | None = None
+        with contextlib.suppress(errors.NotFound):  # somebody else has deleted it in the meantime
+            ended = await self._delete_unread(state)
         await self._shut_down()
         return ended
 
@@ -287,12 +312,13 @@ class Container(Process):
             await self.kill(signals.SIGKILL)
         except errors.NotFound:
             pass  # it ended in the meantime, which is what was wanted
-        await self.wait()
+        with contextlib.suppress(errors.NotFound):  # somebody else has deleted it already
+            await self.wait()
 
     async def _shut_down(self) -> None:
         try:
             await self._call("Shutdown", task_pb2.ShutdownRequest(id=self.id), Empty)
-        except errors.Unavailable:
+        except (errors.Unavailable, errors.NotFound):
             pass  # the socket closes with the last container behind it, sometimes before the answer
 
 
@@ -310,6 +336,7 @@ def exec_process(
     process["env"] = merge_env(process.get("env") or [], env)
     if cwd is not None:
         process["cwd"] = cwd
+    check_process(process["args"], process["env"], str(process.get("cwd", "/")))
     if user is not None:
         process["user"] = user
     return process

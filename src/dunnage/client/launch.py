@@ -26,7 +26,10 @@ def launcher_command() -> list[str]:
 
 
 async def start(bundle: Path, namespace: str, id: str, command: Sequence[str] | None = None) -> str:
-    """Have a worker answer for this bundle; returns the path of the socket it listens on."""
+    """Have a worker answer for this bundle; returns the path of the socket it listens on.
+
+    When cancelled, the launcher is waited for first: the bundle's `address` file then says whom to tell.
+    """
     address = (await _run("start", bundle, namespace, id, command)).decode(errors="replace").strip()
     if not address.startswith("unix://"):
         raise errors.Internal(f"the launcher answered {address[:80]!r} where an address was expected")
@@ -48,15 +51,28 @@ async def _run(action: str, bundle: Path, namespace: str, id: str, command: Sequ
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C at our terminal is for us: half a launch is more to clear away than a whole
     )
+    answer = asyncio.ensure_future(asyncio.wait_for(process.communicate(), _TIMEOUT_S))
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            output, complaint = await process.communicate()
+        output, complaint = await asyncio.shield(answer)
     except TimeoutError:
         process.kill()
         await process.wait()
         raise errors.DeadlineExceeded(f"no worker answered for container {id} within {_TIMEOUT_S:.0f} s") from None
+    except asyncio.CancelledError:
+        await _end(process, answer)
+        raise
     if process.returncode != 0:
         said = complaint.decode(errors="replace").strip() or f"the launcher ended with status {process.returncode}"
         raise errors.Unavailable(f"no worker for container {id}: {said}")
     return output
+
+
+async def _end(process: asyncio.subprocess.Process, answer: asyncio.Future[tuple[bytes, bytes]]) -> None:
+    try:
+        await answer
+    finally:
+        if process.returncode is None:  # it took too long, or we were cancelled once more
+            process.kill()
+            await process.wait()

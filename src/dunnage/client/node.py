@@ -75,9 +75,11 @@ class Node:
         self.silent_keys: set[str] = set()
         """Keys that have somebody listening who did not answer when last asked."""
         self._launcher = launcher
-        self._opened: list[Container] = []
+        self._opened: set[Container] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(
@@ -86,9 +88,13 @@ class Node:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of every container that was got here; the containers stay."""
-        while self._opened:
-            await self._opened.pop().close()
+        """Close the connections of every container that was got here; the containers stay.
+
+        Every later call is FailedPrecondition.
+        """
+        self._closed = True
+        for container in list(self._opened):
+            await container.close()
 
     async def create(
         self,
@@ -104,9 +110,10 @@ class Node:
 
         A detached one without streams of its own writes to its log; with `keep_stdin` its stdin waits for a writer.
 
-        AlreadyExists where the id is taken; any failure leaves nothing behind.
+        AlreadyExists where the id is taken; any failure leaves nothing behind, a cancellation neither.
         """
-        bundle = Bundle(self.state, self.namespace, id or new_id())
+        self._check_open()
+        bundle = Bundle(self.state, self.namespace, new_id() if id is None else id)
         bundle.make()
         if stdio is None:
             log = bundle.log_path if detached else None
@@ -121,19 +128,19 @@ class Node:
             streams = Streams(stdio, bundle.stdio_path, "")
             streams.prepare()
             address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
-            connection = Connection(address, TASK_SERVICE)
-            container = Container(bundle, connection, streams)
-            await connection.call(
+            connection = Connection(address, TASK_SERVICE, check=bundle.check_exists)
+            container = Container(bundle, connection, streams, on_close=self._opened.discard)
+            await connection.call_to_its_end(
                 "Create",
                 _create_request(bundle, settings, prepared, stdio, streams, self.state),
                 task_pb2.CreateTaskResponse,
                 timeout_s=_CREATE_TIMEOUT_S,
             )
+            await streams.begin()
         except BaseException:
             await _undo_create(bundle, connection, streams)
             raise
-        await streams.begin()
-        self._opened.append(container)
+        self._opened.add(container)
         return container
 
     async def run(
@@ -153,17 +160,19 @@ class Node:
 
     async def get(self, id: str) -> Container:
         """A local container that is there already. Its streams are the worker's; `attach` gives them to us."""
+        self._check_open()
         bundle = Bundle(self.state, self.namespace, id)
-        connection = Connection(bundle.read_address(), TASK_SERVICE)
-        container = Container(bundle, connection, Streams(Stdio(), bundle.stdio_path, ""), started=True)
-        self._opened.append(container)
+        connection = Connection(bundle.read_address(), TASK_SERVICE, check=bundle.check_exists)
+        streams = Streams(Stdio(), bundle.stdio_path, "")
+        container = Container(bundle, connection, streams, started=True, on_close=self._opened.discard)
+        self._opened.add(container)
         return container
 
     async def remove(self, id: str, *, force: bool = False) -> None:
         """Remove a local container, also one whose worker is gone (with `force`, or when it never came to a task)."""
+        self._check_open()
         bundle = Bundle(self.state, self.namespace, id)
-        if not bundle.exists:
-            raise errors.NotFound(f"container {id} does not exist")
+        bundle.check_exists()
         try:
             container = await self.get(id)
             await container.remove(force=force)
@@ -215,6 +224,7 @@ class Node:
 
         Ends only by being closed or cancelled.
         """
+        self._check_open()
         queue: asyncio.Queue[Event] = asyncio.Queue()
         followed: dict[str, asyncio.Task[None]] = {}
         first = True
@@ -250,6 +260,7 @@ class Node:
             await connection.close()
 
     async def _ask_all(self, method: str, request: Any, response: Any) -> Sequence[tuple[str, Any]]:
+        self._check_open()
         keys = self.keys()
         answers = await asyncio.gather(*(self._ask(key, method, request, response) for key in keys))
         return [(key, answer) for key, answer in zip(keys, answers, strict=True) if answer is not None]
@@ -267,6 +278,10 @@ class Node:
             await connection.close()
         self.silent_keys.discard(key)
         return answer
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.FailedPrecondition("the node is closed")
 
     def _socket_of(self, key: str) -> Path:
         return self.state / key / "node"
@@ -300,7 +315,9 @@ def _create_request(
     bundle: Bundle, settings: Settings, prepared: Prepared, stdio: Stdio, streams: Streams, state: Path
 ) -> task_pb2.CreateTaskRequest:
     # a root of our own for the runtime's state: an id of ours may be one of containerd's too
-    options = options_pb2.Options(binary_name=settings.runtime, root=str(state / LOCAL_KEY / "runtime"))
+    # the worker's working directory is not ours: a path is said whole
+    runtime = os.path.abspath(settings.runtime) if "/" in settings.runtime else settings.runtime
+    options = options_pb2.Options(binary_name=runtime, root=str(state / LOCAL_KEY / "runtime"))
     stdin, stdout, stderr = streams.uris
     request = task_pb2.CreateTaskRequest(
         id=bundle.id,
@@ -319,10 +336,16 @@ def _create_request(
 async def _undo_create(bundle: Bundle, connection: Connection | None, streams: Streams | None) -> None:
     if streams is not None:
         streams.close()
+    if connection is None:
+        with contextlib.suppress(errors.Error):  # no worker was asked for it yet
+            connection = Connection(bundle.read_address(), TASK_SERVICE)
     if connection is not None:
+        with contextlib.suppress(errors.Error):  # it seldom came to a container
+            delete = task_pb2.DeleteRequest(id=bundle.id)
+            await connection.call("Delete", delete, task_pb2.DeleteResponse, timeout_s=_CREATE_TIMEOUT_S)
         with contextlib.suppress(errors.Error):  # a worker that is gone has dropped the container with it
-            request = task_pb2.ShutdownRequest(id=bundle.id)
-            await connection.call("Shutdown", request, _empty(), timeout_s=_NODE_TIMEOUT_S)
+            shutdown = task_pb2.ShutdownRequest(id=bundle.id)
+            await connection.call("Shutdown", shutdown, _empty(), timeout_s=_NODE_TIMEOUT_S)
         await connection.close()
     bundle.remove()
 

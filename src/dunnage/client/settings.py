@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from dunnage import errors
 from dunnage.client.bundle import Bundle, host_files, host_filesystems
 from dunnage.client.container import merge_env
-from dunnage.spec import make_spec, parse_mount
+from dunnage.spec import check_process, check_text, make_spec, parse_mount
 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # on the host's own root its programs are where the caller's shell finds them
@@ -26,7 +26,7 @@ class Settings:
     With neither `rootfs` nor `bundle` its root is the host's `/` under an overlay that is thrown away with it. `rootfs`
     is a directory that it uses in place. `bundle` is an OCI bundle, whose config.json says everything but what is given
     here in `args`, `env` and `cwd`. `env` holds ``NAME=value``; `mounts` are in the form of ``--mount``; `user` is
-    ``uid[:gid]`` or a name in the root's own passwd file.
+    ``uid[:gid]`` or a name in the root's own passwd file. `runtime` is a program's name, or a path to one.
     """
 
     args: Sequence[str] = ()
@@ -50,6 +50,7 @@ class Settings:
             raise errors.InvalidArgument("a root directory and a bundle exclude each other")
         if self.bundle is None and not self.args:
             raise errors.InvalidArgument("no command to run")
+        check_text("runtime", self.runtime)
         if self.bundle is not None:
             said = [name for name in _NOT_WITH_BUNDLE if getattr(self, name) != getattr(_DEFAULTS, name)]
             if said:
@@ -132,19 +133,18 @@ def _make_spec(
 def _prepare_bundle(settings: Settings, source: Path, bundle: Bundle, terminal: bool) -> Prepared:
     try:
         config: dict[str, Any] = json.loads((source / "config.json").read_bytes())
-        process, root = config["process"], config["root"]
+        process, root, linux = config["process"], config["root"], config.setdefault("linux", {})
         root["path"] = str(source.absolute() / root["path"])
+        process["args"] = list(settings.args or process.get("args") or ())
+        process["env"] = merge_env(process.get("env") or [], settings.env)
+        process["cwd"] = process.get("cwd", "/") if settings.cwd is None else settings.cwd
+        process["terminal"] = terminal
+        linux.setdefault("cgroupsPath", cgroups_path(bundle))
+        check_process(process["args"], process["env"], process["cwd"])
     except OSError as error:
         raise errors.InvalidArgument(f"{source}/config.json: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.InvalidArgument(f"{source}/config.json is no OCI specification with process and root") from error
-    if settings.args:
-        process["args"] = list(settings.args)
-    process["env"] = merge_env(process.get("env") or [], settings.env)
-    if settings.cwd is not None:
-        process["cwd"] = settings.cwd
-    process["terminal"] = terminal
-    config.setdefault("linux", {}).setdefault("cgroupsPath", cgroups_path(bundle))
     return Prepared(config, (), f"bundle {source.absolute()}")
 
 

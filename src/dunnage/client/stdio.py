@@ -90,7 +90,9 @@ class Streams:
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None
         self.broken = asyncio.Event()
-        """Set when a file descriptor of ours that takes output has no reader any more."""
+        """Set when a file descriptor of ours takes no more output: it has no reader any more, or no space."""
+        self.failures: dict[str, OSError] = {}
+        """What went wrong with a file descriptor of ours, by the name of the stream: stdin, stdout or stderr."""
         self._paths = tuple(directory / f"{prefix}{end}" for end in ("stdin", "stdout", "stderr"))
         self._made: list[Path] = []
         self._fds: dict[str, int] = {}
@@ -141,15 +143,29 @@ class Streams:
         """
         self._close_fd("stdin.hold")
         if isinstance(self.stdio.stdin, int) and "stdin" in self._fds:
-            told = _in_loop(asyncio.get_running_loop(), on_end)
-            self._copies.append(Copy(self.stdio.stdin, self._fds.pop("stdin"), owns_sink=True, on_end=told))
+
+            def ended() -> None:
+                if copy.source_failure is not None:
+                    self.failures["stdin"] = copy.source_failure
+                on_end()
+
+            told = _in_loop(asyncio.get_running_loop(), ended)
+            copy = Copy(self.stdio.stdin, self._fds.pop("stdin"), owns_sink=True, on_end=told)
+            self._copies.append(copy)
 
     async def wait_drained(self, timeout_s: float) -> bool:
-        """Wait until every copied output is at its end; False when that took too long."""
-        if not self._ends:
-            return True
-        _, pending = await asyncio.wait(self._ends, timeout=timeout_s)
-        return not pending
+        """Wait until every copied output is at its end; False when nothing came for `timeout_s`.
+
+        A reader of ours that is slow is waited for as long as it takes.
+        """
+        while pending := [end for end in self._ends if not end.done()]:
+            before = [copy.moved_bytes for copy in self._copies]
+            await asyncio.wait(pending, timeout=timeout_s)
+            has_moved = before != [copy.moved_bytes for copy in self._copies]
+            is_waiting = not all(end.done() for end in pending)
+            if is_waiting and not has_moved and not any(copy.is_writing for copy in self._copies):
+                return False
+        return True
 
     def close(self) -> None:
         """Stop copying, close our ends, unlink the fifos that we made."""
@@ -172,7 +188,10 @@ class Streams:
         self._made.clear()
 
     def _fifo(self, path: Path) -> str:
-        os.mkfifo(path, 0o600)
+        try:
+            os.mkfifo(path, 0o600)
+        except FileExistsError:
+            raise errors.AlreadyExists(f"stream {path.name} already exists") from None
         self._made.append(path)
         return str(path)
 
@@ -196,7 +215,8 @@ class Streams:
             self._ends.append(end)
 
             def ended() -> None:
-                if copy.is_broken:
+                if copy.sink_failure is not None:
+                    self.failures[name] = copy.sink_failure
                     self.broken.set()
                 if not end.done():
                     end.set_result(None)
@@ -220,7 +240,7 @@ class Copy:
     """One direction of one stream, on a daemon thread: reads until the source ends, writes all of it.
 
     A descriptor that it owns is closed when the copy ends; another's is left alone, blocking or not. `on_end` is called
-    from the thread. A sink without a reader ends the copy: `is_broken`.
+    from the thread. What cannot be read or written ends the copy: `source_failure`, `sink_failure`.
     """
 
     def __init__(
@@ -238,7 +258,11 @@ class Copy:
         self._stopped = False
         self._wake, self._waker = os.pipe()
         self._lock = threading.Lock()
-        self.is_broken = False
+        self.moved_bytes = 0
+        self.is_writing = False
+        """Whether bytes wait for the sink to take them."""
+        self.source_failure: OSError | None = None
+        self.sink_failure: OSError | None = None
         threading.Thread(target=self._run, name="dunnage-copy", daemon=True).start()
 
     def stop(self) -> None:
@@ -258,11 +282,14 @@ class Copy:
                     continue
                 except OSError as error:
                     if error.errno != errno.EIO:  # a terminal of ours that was hung up reads as its end
-                        raise
+                        self.source_failure = error
                     block = b""
+                self.is_writing = True
                 if not block or not self._write(block):
                     break
+                self.is_writing = False
         finally:
+            self.is_writing = False
             self._finish()
 
     def _write(self, block: bytes) -> bool:
@@ -271,12 +298,14 @@ class Copy:
             if not self._wait(self._sink, select.POLLOUT):
                 return False
             try:
-                rest = rest[os.write(self._sink, rest) :]
+                written = os.write(self._sink, rest)
             except BlockingIOError:
                 continue
-            except BrokenPipeError:
-                self.is_broken = True
+            except OSError as error:
+                self.sink_failure = error
                 return False
+            rest = rest[written:]
+            self.moved_bytes += written
         return True
 
     def _wait(self, fd: int, events: int) -> bool:

@@ -3,14 +3,15 @@
     with Node() as node:
         print(node.run(Settings(args=["id"])).stdout)
 
-The thread is the node's own and ends with it. Any thread may call; Ctrl-C interrupts what waits and leaves the
-container as it is. Streams are file descriptors, logs, or what `wait_output` and `Node.run` collect: a PIPE to read
-piece by piece needs the asynchronous client.
+The thread is the node's own and ends with it. Any thread may call; Ctrl-C interrupts what waits, and a container that
+was there before the call stays as it is. Streams are file descriptors, logs, or what `wait_output` and `Node.run`
+collect: a PIPE to read piece by piece needs the asynchronous client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import signal as signals
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from dunnage import errors
 from dunnage.client import container as asynchronous_container
 from dunnage.client import node as asynchronous_node
 from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, Record
@@ -29,31 +31,80 @@ from dunnage.client.values import Event, Exit, Finished, Listed, State
 
 T = TypeVar("T")
 
+_SIGNALS_S = 1.0
+
 
 class Portal:
     """One event loop on a thread of its own; `call` runs a coroutine there and waits for it here."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._tasks: dict[concurrent.futures.Future[Any], asyncio.Task[Any]] = {}
+        self.is_closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="dunnage-client", daemon=True)
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result; what interrupts the wait cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """The coroutine's result. What interrupts the wait cancels it, and waits until it has tidied up.
+
+        FailedPrecondition where the portal is closed, or another thread closes it.
+        """
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._lock:
+            if self.is_closed:
+                work.close()
+                raise errors.FailedPrecondition("the node is closed")
+            self._loop.call_soon_threadsafe(self._begin, work, outcome)
         try:
-            return future.result()
+            while not outcome.done():
+                # a signal that the kernel gave to another thread wakes nobody here, and is seen at the next turn
+                concurrent.futures.wait((outcome,), timeout=_SIGNALS_S)
+            return outcome.result()
         except BaseException:
-            future.cancel()
+            if not outcome.done():
+                self._loop.call_soon_threadsafe(self._cancel, outcome)
+                concurrent.futures.wait((outcome,))
             raise
 
-    def close(self) -> None:
-        if self._loop.is_closed():
-            return
-        self.call(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Cancel what other threads wait for, do one thing more, and end the thread."""
+        with self._lock:
+            if self.is_closed:
+                last.close()
+                return
+            self.is_closed = True
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(last), self._loop).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _begin(self, work: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T]) -> None:
+        def tell(task: asyncio.Task[T]) -> None:
+            del self._tasks[outcome]
+            if task.cancelled():
+                outcome.set_exception(errors.FailedPrecondition("the node was closed meanwhile"))
+            elif (error := task.exception()) is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(task.result())
+
+        self._tasks[outcome] = self._loop.create_task(work)
+        self._tasks[outcome].add_done_callback(tell)
+
+    def _cancel(self, outcome: concurrent.futures.Future[Any]) -> None:
+        if outcome in self._tasks:
+            self._tasks[outcome].cancel()
+
+    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await last
+        await self._loop.shutdown_asyncgens()
 
 
 class Process:
@@ -186,11 +237,11 @@ class Node:
         self.close()
 
     def close(self) -> None:
-        """Close every connection, and end the thread; the containers stay."""
-        try:
-            self._portal.call(self._node.close())
-        finally:
-            self._portal.close()
+        """Close every connection, and end the thread; the containers stay.
+
+        What other threads wait for fails with FailedPrecondition, as does every later call.
+        """
+        self._portal.close(self._node.close())
 
     def create(
         self,
@@ -246,7 +297,8 @@ class Node:
             while True:
                 yield self._portal.call(_next(events))
         finally:
-            self._portal.call(_close(events))
+            if not self._portal.is_closed:
+                self._portal.call(_close(events))
 
 
 async def _next(events: Any) -> Event:

@@ -84,8 +84,9 @@ def make_spec(
     ``users_root`` is where the names in ``user`` can be looked up now, if that isn't ``rootfs_path``. ``unified`` says
     whether the host has cgroup v2 alone (None: see for yourself); the container then gets a cgroup namespace.
     """
-    _check(args, env, cwd, pids, network)
+    check_process(args, env, cwd)
     own = list(mounts)
+    _check(own, rootfs_path, hostname, pids, network)
     taken = {mount.destination for mount in own}
     capabilities = list(CAPABILITIES)
     spec: dict[str, Any] = {
@@ -121,7 +122,8 @@ def make_spec(
     return spec
 
 
-def _check(args: Sequence[str], env: Sequence[str], cwd: str, pids: int | None, network: str) -> None:
+def check_process(args: Sequence[str], env: Sequence[str], cwd: str) -> None:
+    """InvalidArgument for a command, environment or working directory that no process can have."""
     if not args or not args[0]:
         raise errors.InvalidArgument("no command to run")
     if not cwd.startswith("/"):
@@ -131,6 +133,25 @@ def _check(args: Sequence[str], env: Sequence[str], cwd: str, pids: int | None, 
             raise errors.InvalidArgument(f"environment variable {variable!r} is not of the form NAME=value")
     if any("\0" in text for text in (*args, *env, cwd)):
         raise errors.InvalidArgument("a zero byte in command, environment or working directory")
+    check_text("command", *args)
+    check_text("environment variable", *env)
+    check_text("working directory", cwd)
+
+
+def check_text(what: str, *texts: str) -> None:
+    """InvalidArgument for what is not UTF-8: a specification is JSON, which would have other bytes in its place."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise errors.InvalidArgument(f"{what} {text!r} is not UTF-8") from None
+
+
+def _check(mounts: Iterable[Mount], rootfs_path: str, hostname: str | None, pids: int | None, network: str) -> None:
+    check_text("root", rootfs_path)
+    check_text("host name", hostname or "")
+    for mount in mounts:
+        check_text("mount", mount.source, mount.destination, mount.type, *mount.options)
     if pids is not None and pids < 1:
         raise errors.InvalidArgument(f"a limit of {pids} processes is less than 1")
     if network not in ("host", "none"):
