@@ -22,7 +22,7 @@ from dunnage.spec import resolve_user
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; its output goes nowhere.")
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable; K alone takes ours.")
+@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable; K alone takes ours, where it is set.")
 @click.option("-w", "--workdir", metavar="DIR", help="Working directory of the command.")
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="User to run as, by name or number.")
 @click.argument("name")

@@ -44,6 +44,7 @@ def slow_way(*asked):
 @click.option(
     "--bin-dir",
     type=click.Path(path_type=Path),
+    metavar="DIRECTORY",
     default=BIN_DIR,
     show_default=True,
     help="Where containerd looks for shims: a directory of its PATH.",

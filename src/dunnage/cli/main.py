@@ -79,7 +79,8 @@ class LazyGroup(click.Group):
     default="default",
     envvar="DUNNAGE_NAMESPACE",
     show_default=True,
-    help="Keeps the names of local containers apart.",
+    metavar="NAME",
+    help="Where local containers have their names; ps, events and status show all.",
 )
 @click.pass_context
 def cli(context: click.Context, namespace: str) -> None:

@@ -24,16 +24,24 @@ from dunnage.spec import parse_cpus, parse_memory
 @click.option("-i", "--interactive", is_flag=True, help="Give it our standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
-@click.option("--name", help="The container's name; else one is made up.")
-@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable; K alone takes ours.")
+@click.option("--name", metavar="NAME", help="The container's name; else one is made up.")
+@click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable; K alone takes ours, where it is set.")
 @click.option("-w", "--workdir", metavar="DIR", help="Working directory of the command.")
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="User to run as, by name or number.")
-@click.option("--hostname", help="The host name it sees; else its own name.")
-@click.option("-v", "--mount", multiple=True, metavar="type=bind,source=…,target=…", help="Mount something.")
+@click.option("--hostname", metavar="NAME", help="The host name it sees; else its own name.")
+@click.option(
+    "-v",
+    "--mount",
+    multiple=True,
+    metavar="MOUNT",
+    help="SOURCE:TARGET[:ro], or type=bind|tmpfs|…,source=…,target=…[,readonly].",
+)
 @click.option("-m", "--memory", metavar="BYTES", help="Limit of its memory: 64M, 1G.")
 @click.option("--cpus", metavar="N", help="Limit of its processor time, in processors: 0.5.")
-@click.option("--pids", type=click.IntRange(min=1), help="Limit of its processes and threads.")
-@click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
+@click.option("--pids", type=click.IntRange(min=1), metavar="N", help="Limit of its processes and threads.")
+@click.option(
+    "--network", type=click.Choice(["host", "none"]), default="host", show_default=True, help="This machine's, or none."
+)
 @click.option("--read-only", is_flag=True, help="It may not write to its root.")
 @click.option("--rootfs", type=click.Path(file_okay=False, exists=True, path_type=Path), help="A directory as root.")
 @click.option("--bundle", type=click.Path(file_okay=False, exists=True, path_type=Path), help="An OCI bundle.")
