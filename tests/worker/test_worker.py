@@ -140,6 +140,20 @@ def test_what_a_launcher_handed_down_is_never_in_no_store(tmp_path: Path) -> Non
     perform(tmp_path, scenario)
 
 
+def test_a_group_whose_start_was_answered_by_a_create_waits_for_its_shutdown(tmp_path: Path) -> None:
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        served = make_group(worker, tmp_path)
+        served.group.begin_create("c1")
+        served.group.end_create("c1", None)
+        worker._expire(served)
+        assert worker.groups, "nothing expired"
+        served.group.announce("c2", 0)
+        worker._expire(served)
+        assert not worker.groups
+
+    perform(tmp_path, scenario)
+
+
 def test_a_create_without_a_bundle_leaves_no_launch_behind(tmp_path: Path) -> None:
     async def scenario(worker: Worker, keep: Keep) -> None:
         served = make_group(worker, tmp_path)

@@ -149,8 +149,9 @@ async def _finish(worker: Worker, found: Mapping[str, Sequence[_Found]], log: lo
 
 async def _finish_group(worker: Worker, served: ServedGroup, found: Sequence[_Found], log: logging.Logger) -> None:
     await asyncio.gather(*(_take_up_container(worker, container, log) for container in found))
-    # whoever asks again for something that is gone is answered first
-    asyncio.get_running_loop().call_later(PATIENCE_S, worker.close_if_empty, served)
+    if served.group.is_empty:  # else its Shutdown is still to come
+        # whoever asks again for something that is gone is answered first
+        asyncio.get_running_loop().call_later(PATIENCE_S, worker.close_if_empty, served)
 
 
 async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger) -> None:

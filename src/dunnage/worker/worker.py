@@ -306,10 +306,12 @@ class Worker:
         return translate(error)
 
     def _expire(self, served: ServedGroup) -> None:
-        for container_id in served.group.expire(asyncio.get_running_loop().time()):
+        expired = list(served.group.expire(asyncio.get_running_loop().time()))
+        for container_id in expired:
             served.take_launch(container_id)
             self.log.warning("no create came for container %s: its start is dropped", container_id)
-        self.close_if_empty(served)
+        if expired:  # else the group's last container may just have been deleted, and its Shutdown is on its way
+            self.close_if_empty(served)
 
     async def _close(self, served: ServedGroup) -> None:
         await served.close()
