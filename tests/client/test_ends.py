@@ -126,6 +126,27 @@ def test_a_closed_node_says_so(with_shim: WithShim) -> None:
     with_shim(test)
 
 
+def test_a_container_that_another_creates_is_not_removed_under_its_hands(with_shim: WithShim) -> None:
+    async def test(node: Node, shim: Shim) -> None:
+        is_asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            is_asked.set()
+            await go_on.wait()
+
+        shim.before["Create"] = wait
+        creating = asyncio.ensure_future(node.create(SLEEP, id="web"))
+        await is_asked.wait()
+        with pytest.raises(errors.FailedPrecondition, match="container web is being created"):
+            await node.remove("web")
+        go_on.set()
+        await creating
+        await node.remove("web")
+        assert node.local_ids() == []
+
+    with_shim(test)
+
+
 def test_a_container_that_another_deletes_is_removed_all_the_same(with_shim: WithShim) -> None:
     async def test(node: Node, shim: Shim) -> None:
         container = await node.create(SLEEP)

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,30 @@ class Bundle:
     @property
     def exists(self) -> bool:
         return self.path.is_dir()
+
+    @contextlib.contextmanager
+    def being_made(self) -> Iterator[None]:
+        """Have others see that its container is not there yet, but will be; the kernel ends it with our process."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    @property
+    def is_being_made(self) -> bool:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def check_exists(self) -> None:
         """NotFound where there is no such container, or no longer."""
@@ -241,7 +266,8 @@ def _make_private(path: Path) -> None:
     """Make the directory and every missing one above it for their owner alone (`mkdir -p` opens the parents to all)."""
     if not path.is_dir():
         _make_private(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another's; what pathlib asks then may be gone again
+            path.mkdir(mode=0o700)
 
 
 def unmount(path: Path) -> None:

@@ -283,6 +283,8 @@ class Container(Process):
         try:
             state = await self.state()
         except errors.NotFound:
+            if not force and self.bundle.is_being_made:
+                raise errors.FailedPrecondition(f"container {self.id} is being created") from None
             await self._shut_down()
             return None
         if state.status not in (Status.STOPPED, Status.CREATED):

@@ -115,33 +115,8 @@ class Node:
         self._check_open()
         bundle = Bundle(self.state, self.namespace, new_id() if id is None else id)
         bundle.make()
-        if stdio is None:
-            log = bundle.log_path if detached else None
-            stdio = Stdio(stdin=OPEN if keep_stdin else None, stdout=log, stderr=log)
-        streams: Streams | None = None
-        connection: Connection | None = None
-        try:
-            prepared = prepare(settings, bundle, terminal=stdio.terminal)
-            stdio.apply(prepared.spec["process"])
-            bundle.write_config(prepared.spec)
-            bundle.write_record(_record(bundle, settings, prepared, stdio, detached, remove_when_stopped))
-            streams = Streams(stdio, bundle.stdio_path, "")
-            streams.prepare()
-            address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
-            connection = Connection(address, TASK_SERVICE, check=bundle.check_exists)
-            container = Container(bundle, connection, streams, on_close=self._opened.discard)
-            await connection.call_to_its_end(
-                "Create",
-                _create_request(bundle, settings, prepared, stdio, streams, self.state),
-                task_pb2.CreateTaskResponse,
-                timeout_s=_CREATE_TIMEOUT_S,
-            )
-            await streams.begin()
-        except BaseException:
-            await _undo_create(bundle, connection, streams)
-            raise
-        self._opened.add(container)
-        return container
+        with bundle.being_made():
+            return await self._create(bundle, settings, stdio, detached, keep_stdin, remove_when_stopped)
 
     async def run(
         self, settings: Settings, *, id: str | None = None, stdin: bytes = b"", timeout_s: float | None = None
@@ -241,6 +216,43 @@ class Node:
         finally:
             for task in followed.values():
                 task.cancel()
+
+    async def _create(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        stdio: Stdio | None,
+        detached: bool,
+        keep_stdin: bool,
+        remove_when_stopped: bool,
+    ) -> Container:
+        if stdio is None:
+            log = bundle.log_path if detached else None
+            stdio = Stdio(stdin=OPEN if keep_stdin else None, stdout=log, stderr=log)
+        streams: Streams | None = None
+        connection: Connection | None = None
+        try:
+            prepared = prepare(settings, bundle, terminal=stdio.terminal)
+            stdio.apply(prepared.spec["process"])
+            bundle.write_config(prepared.spec)
+            bundle.write_record(_record(bundle, settings, prepared, stdio, detached, remove_when_stopped))
+            streams = Streams(stdio, bundle.stdio_path, "")
+            streams.prepare()
+            address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
+            connection = Connection(address, TASK_SERVICE, check=bundle.check_exists)
+            container = Container(bundle, connection, streams, on_close=self._opened.discard)
+            await connection.call_to_its_end(
+                "Create",
+                _create_request(bundle, settings, prepared, stdio, streams, self.state),
+                task_pb2.CreateTaskResponse,
+                timeout_s=_CREATE_TIMEOUT_S,
+            )
+            await streams.begin()
+        except BaseException:
+            await _undo_create(bundle, connection, streams)
+            raise
+        self._opened.add(container)
+        return container
 
     async def _follow(self, key: str, queue: asyncio.Queue[Event], *, whole: bool) -> None:
         connection = Connection(self._socket_of(key), NODE_SERVICE, connect_timeout_s=0)
