@@ -48,9 +48,11 @@ class FileNotes:
         pieces: list[bytes] = []
         last = offset = 0
         log = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        while offset < len(log):
+        while offset + HEADER.size <= len(log):
             kind, stream_id, length = HEADER.unpack_from(log, offset)
             data = log[offset + HEADER.size : offset + HEADER.size + length]
+            if len(data) < length:
+                break  # the write that the kill cut short
             offset += HEADER.size + length
             last = max(last, stream_id)
             if kind == NOTE:
@@ -60,6 +62,8 @@ class FileNotes:
                 pieces.append(data)
             else:
                 frames.pop(stream_id, None)
+        os.ftruncate(self._fd, offset)
+        os.lseek(self._fd, offset, os.SEEK_SET)
         return frames, pieces, last
 
 

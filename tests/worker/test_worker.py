@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import logging
 import os
@@ -51,6 +52,9 @@ class Keep:
     def release(self, name: str) -> None:
         if name in self.fds:
             os.close(self.fds.pop(name))
+
+    def accept_on(self, name: str) -> None:
+        """Nobody connects."""
 
     def stop_accepting(self, name: str) -> None:
         """Nothing was accepted."""
@@ -204,6 +208,28 @@ def test_a_start_that_cannot_be_written_down_leaves_no_group(tmp_path: Path, mon
         assert b"Too many open files" in answer.stderr
         assert not worker.groups
         assert not os.listdir("s")
+
+    perform(tmp_path, scenario)
+
+
+def test_a_start_that_no_create_follows_is_dropped_with_its_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        worker.state = "."
+        worker.config = dataclasses.replace(worker.config, create_timeout_s=0.1)
+        launches = Launches(worker, others=None, log=worker.log)
+        argv = ("shim", "-namespace", "default", "-id", "c1", "-address", "", "start")
+        answer = await launches.answer(LaunchRequest(argv, {}, str(tmp_path), b"", os.getpid(), 0))
+        assert answer.status == 0
+        assert len(os.listdir("s")) == 1
+        await keep.idle_after.wait()
+        assert not worker.groups
+        assert not os.listdir("s")
+        assert not [name for name in keep.fds if not name.startswith("journal:")]
+        assert "no create came for container c1: its start is dropped" in caplog.text
 
     perform(tmp_path, scenario)
 

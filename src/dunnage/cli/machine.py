@@ -178,9 +178,11 @@ def _shim(path: str) -> Finding:
 
 def _containerd_configuration() -> Finding:
     subject = str(_CONTAINERD_CONFIG)
+    runtimes = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
     remedy = (
         f"ctr run --runtime {_RUNTIME_TYPE} needs no configuration; for Kubernetes add "
-        f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.dunnage] with runtime_type = "{_RUNTIME_TYPE}"'
+        f'{runtimes}.dunnage] with runtime_type = "{_RUNTIME_TYPE}", and {runtimes}.runc] with '
+        f'runtime_type = "io.containerd.runc.v2", which a file that names any runtime must say again'
     )
     try:
         configuration = tomllib.loads(_CONTAINERD_CONFIG.read_text())
