@@ -112,20 +112,25 @@ async def _started(process: Process, signals: Signals) -> AsyncIterator[None]:
     early: list[signal.Signals] = []
     sending: set[asyncio.Task[None]] = set()
 
-    def keep(number: signal.Signals, interrupts: int) -> None:
+    has_started = False
+
+    def receive(number: signal.Signals, interrupts: int) -> None:
+        if has_started:
+            send(signal.SIGKILL if interrupts >= INTERRUPTS_THAT_KILL else number)
+            return
         early.append(number)
         if interrupts >= INTERRUPTS_THAT_KILL:
             signals.cancel(number)
 
-    def forward(number: signal.Signals, interrupts: int) -> None:
-        sent = signal.SIGKILL if interrupts >= INTERRUPTS_THAT_KILL else number
-        sending.add(asyncio.get_running_loop().create_task(_kill(process, sent)))
+    def send(number: signal.Signals) -> None:
+        sending.add(asyncio.get_running_loop().create_task(_kill(process, number)))
 
-    with signals.going_to(keep):
+    # one for both times: a Ctrl-C while it is being started is the first of three as well
+    with signals.going_to(receive):
         await process.start()
-    with signals.going_to(forward):
+        has_started = True
         for number in early:
-            forward(number, 0)
+            send(number)
         yield
 
 
