@@ -301,9 +301,12 @@ class Container(Process):
 
     async def _delete_unread(self, state: State) -> Exit:
         deleting = asyncio.ensure_future(self.delete())
+        # whoever still reads the output is given the time for it; after that nobody is taken to
+        patience_s: float | None = _READERS_S
+        if any(self.streams.uris):
+            patience_s = 0 if self.streams.broken.is_set() else None  # we are the reader
         try:
-            # whoever still reads the output is given the time for it; after that nobody is taken to
-            await asyncio.wait((deleting,), timeout=_READERS_S if not any(self.streams.uris) else None)
+            await asyncio.wait((deleting,), timeout=patience_s)
             with discarding(*(() if deleting.done() else (state.stdout, state.stderr))):
                 return await deleting
         finally:
