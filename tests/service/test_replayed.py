@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +12,7 @@ from tests.service.stage import Stage
 
 from dunnage.api import task_pb2
 from dunnage.container.facts import Ended
+from dunnage.ttrpc.errors import RpcError
 
 pytestmark = pytest.mark.real
 
@@ -59,5 +61,26 @@ def test_the_same_request_of_a_client_is_refused(perform: Perform) -> None:
         stage.recalled["gone"] = Ended(1, 2, 3)
         assert (await stage.refusal("Delete", task_pb2.DeleteRequest(id="gone")))[0] == 5
         assert (await stage.call("Delete", task_pb2.DeleteRequest(id="gone"), replayed=True)).exit_status == 2
+
+    perform(scenario)
+
+
+def test_a_start_that_failed_has_not_begun_for_the_next_worker(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.create("c1", ["sleep", "100"])
+        record = stage.directory / "c1/dunnage.json"
+        began: list[bool] = []
+
+        async def fail() -> None:
+            began.append(json.loads(record.read_text())["init"]["start_began"])
+            raise TimeoutError
+
+        stage.spawner.before["start"] = fail
+        with pytest.raises(RpcError, match="did not end within"):
+            await stage.start("c1")
+        assert began == [True]
+        assert not json.loads(record.read_text())["init"]["start_began"]
+        await stage.kill("c1")
+        await stage.wait("c1")
 
     perform(scenario)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dunnage import stdio
@@ -35,6 +35,7 @@ from dunnage.container.ordering import INIT, ExitOrder
 from dunnage.container.process import UNKNOWN_STATUS, Exec, Init, Process
 from dunnage.container.rootfs import Rootfs
 from dunnage.container.states import Operation, State
+from dunnage.container.takeover import Takeover, io_name
 from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
 from dunnage.runtime.client import Runtime
@@ -279,19 +280,42 @@ class Container:
             if self.process(exec_id).pid:
                 self._order.starting(exec_id)
                 self._order.started(exec_id)
+        takeover = Takeover(
+            self.name, self.id, fds, bundle=self.bundle, runtime=self._runtime, host=self._host, log=self.log
+        )
         if self.init.state is not State.DELETED:
-            await self._take_up_processes(fds)
+            await self._take_up(takeover)
         self.bundle.remove_unfinished()
-        for end, fd in fds.items():
-            self._let_go(f"io:{self.name}{end}", fd)  # of a process that was just deleted
+        takeover.let_go_of_the_rest()
 
-    async def _take_up_processes(self, fds: dict[str, int]) -> None:
-        started = [process for process in [self.init, *self.execs.values()] if await self._was_started(process)]
-        for process in [self.init, *self.execs.values()]:
-            self._take_up(process, fds)
+    async def _take_up(self, takeover: Takeover) -> None:
+        processes = [self.init, *self.execs.values()]
+        started = []
+        for process in processes:
+            pid = await takeover.pid_if_started(process)
+            if pid:
+                process.pid, process.state = pid, State.RUNNING
+                self._order.starting(process.id)
+                started.append(process)
+        for process in processes:
+            process.stdio = takeover.take_stdio(process, partial(self._plan, process.io))
+            self._watch_again(process)
         for process in started:
             self._publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
             self._tell_exits(self._order.started(process.id))
+
+    def _watch_again(self, process: Process) -> None:
+        if process.has_exited:
+            if process.stdio is not None:
+                process.stdio.exited()
+            if process.id in self._order.waiting:
+                self._died(process, Death(process.status, process.exited_at or time.time_ns()))
+        elif process.pid:
+            try:
+                process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
+            except ProcessLookupError:
+                self.log.error("process %d ended and its exit status is not known", process.pid)
+                self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
 
     def close(self) -> None:
         """Give back every descriptor of a container that is deleted or was never made."""
@@ -306,15 +330,11 @@ class Container:
         return ProcessLaunch(
             process,
             lambda: self._plan(process.io),
-            io_name=self._io_name(process),
+            io_name=io_name(self.name, process.id),
             host=self._host,
             env=self.env,
             log=self.log,
         )
-
-    def _io_name(self, process: Process) -> str:
-        """What the names of its descriptors begin with in the keeper's store."""
-        return f"io:{self.name}/{process.id}" if process.id else f"io:{self.name}"
 
     async def _create_init(self) -> None:
         init = self.init
@@ -358,6 +378,7 @@ class Container:
             await self._runtime.start(self.id)
         except BaseException:
             init.start_began = False
+            self.save()
             self._tell_exits(self._order.start_failed(INIT, lives=True))
             raise
         if init.state is State.CREATED:  # else it is over already
@@ -518,74 +539,10 @@ class Container:
         if processes:
             self._publish(*(Exited(process.id, process.ended) for process in processes))
 
-    async def _was_started(self, process: Process) -> bool:
-        """Whether a Start that nobody answered has had its effect."""
-        if process.state is not State.CREATED:
-            return False
-        if isinstance(process, Exec):
-            await self._host.wait_inherited(f"runtime:{self.name}/{process.id}:exec")
-            try:
-                process.pid = self.bundle.read_pid(process.id)
-            except Error:
-                return False
-        elif not await self._runtime_has_started():
-            return False
-        process.state = State.RUNNING
-        self._order.starting(process.id)
-        return True
-
-    async def _runtime_has_started(self) -> bool:
-        """Whether the init that a former worker was starting has begun: its runtime's call says so, or the runtime."""
-        if not self.init.start_began:
-            return False
-        status = await self._host.wait_inherited(f"runtime:{self.name}:start")
-        if status is not None:
-            return status == 0
-        try:
-            return (await self._runtime.state(self.id)).get("status") != "created"
-        except Error as error:
-            self.log.warning("the runtime does not know whether container %s was started: %s", self.id, error)
-            return False
-
-    def _take_up(self, process: Process, fds: dict[str, int]) -> None:
-        prefix = f"/{process.id}:" if process.id else ":"
-        mine = {end[len(prefix) :]: fds.pop(end) for end in list(fds) if end.startswith(prefix)}
-        if not process.pid:
-            # it never ran, and what it would have been given is gone with the last worker
-            for end, fd in mine.items():
-                if end not in stdio.CLIENT_ENDS:
-                    self._host.keep.release(f"{self._io_name(process)}:{end}")
-                os.close(fd)
-        elif mine:
-            process.stdio = stdio.ProcessIO.recover(
-                self._plan(process.io),
-                mine,
-                keep=self._host.keep,
-                name=self._io_name(process),
-                log=self.log,
-                budget=self._host.pipe_budget,
-                started=True,
-            )
-            if process.has_exited:
-                process.stdio.exited()
-        if process.has_exited:
-            if process.id in self._order.waiting:
-                self._died(process, Death(process.status, process.exited_at or time.time_ns()))
-        elif process.pid:
-            try:
-                process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
-            except ProcessLookupError:
-                self.log.error("process %d ended and its exit status is not known", process.pid)
-                self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
-
     def _release_client_ends(self, process: Process) -> None:
         """No start of this process will be tried again: let go of what a former worker's may have left open."""
         for end in stdio.CLIENT_ENDS:
-            self._host.keep.release(f"{self._io_name(process)}:{end}")
-
-    def _let_go(self, name: str, fd: int) -> None:
-        self._host.keep.release(name)
-        os.close(fd)
+            self._host.keep.release(f"{io_name(self.name, process.id)}:{end}")
 
     def _plan(self, io: IO) -> stdio.Plan:
         options = self.options
