@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -101,3 +104,25 @@ def test_many_removals_at_once_remove_it_once(machine: Machine, rootfs: Path) ->
     assert 0 in [removal.returncode for removal in removals]
     assert set(said) <= {b"", b"dunnage: container web does not exist\n"}
     assert machine.json("ps", "-a", "--json") == []
+
+
+@pytest.mark.parametrize("how", ["run", "run --rm", "exec"])
+def test_a_signal_ends_the_wait_for_a_reader_that_stalls(machine: Machine, rootfs: Path, how: str) -> None:
+    writes = ("sh", "-c", "trap '' TERM; head -c 200000 /dev/zero")
+    if how == "exec":
+        machine.dunnage("run", "-d", "--name", "web", "--rootfs", str(rootfs), "--", "sleep", "1000")
+        run = machine.begin("exec", "web", *writes, stdout=subprocess.PIPE)
+    else:
+        run = machine.begin(*how.split(), "--rootfs", str(rootfs), "--", *writes, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert select.select([run.stdout], [], [], LIMIT_S)[0]
+    until = time.monotonic() + LIMIT_S / 3
+    while run.poll() is None and time.monotonic() < until:
+        run.send_signal(signal.SIGTERM)  # to the command while it runs, and to us from its end on
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(1)
+    run.kill()
+    assert run.wait() == 0
+    run.stdout.close()
+    left = [one["id"] for one in machine.json("ps", "-a", "--json")]
+    assert len(left) == (how != "run --rm")

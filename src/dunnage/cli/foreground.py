@@ -139,6 +139,8 @@ async def _drain(process: Process, signals: Signals) -> None:
     drained = asyncio.ensure_future(process.streams.wait_drained(_DRAIN_S))
     with signals.going_to(lambda number, interrupts: drained.cancel()):
         await asyncio.wait((drained,))
+    if drained.cancelled():
+        process.streams.give_up()
 
 
 async def _kill(process: Process, number: int) -> None:

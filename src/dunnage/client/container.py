@@ -131,7 +131,9 @@ class Process:
     async def delete(self) -> Exit:
         """Have the worker forget it; it must have ended (or never have been started)."""
         request = task_pb2.DeleteRequest(id=self.id, exec_id=self.exec_id)
-        answer = await self._call("Delete", request, task_pb2.DeleteResponse)
+        # the worker waits for a reader of its output, and ours may be none any more
+        with discarding(*(self.streams.uris[1:] if self.streams.broken.is_set() else ())):
+            answer = await self._call("Delete", request, task_pb2.DeleteResponse)
         await self.streams.wait_drained(_DRAIN_TIMEOUT_S)
         self.streams.close()
         self.streams.unlink()
@@ -301,12 +303,9 @@ class Container(Process):
 
     async def _delete_unread(self, state: State) -> Exit:
         deleting = asyncio.ensure_future(self.delete())
-        # whoever still reads the output is given the time for it; after that nobody is taken to
-        patience_s: float | None = _READERS_S
-        if any(self.streams.uris):
-            patience_s = 0 if self.streams.broken.is_set() else None  # we are the reader
         try:
-            await asyncio.wait((deleting,), timeout=patience_s)
+            # whoever still reads the output is given the time for it; after that nobody is taken to
+            await asyncio.wait((deleting,), timeout=_READERS_S if not any(self.streams.uris) else None)
             with discarding(*(() if deleting.done() else (state.stdout, state.stderr))):
                 return await deleting
         finally:

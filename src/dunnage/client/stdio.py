@@ -90,7 +90,7 @@ class Streams:
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None
         self.broken = asyncio.Event()
-        """Set when a file descriptor of ours takes no more output: it has no reader any more, or no space."""
+        """Set when output is taken no more: a file descriptor of ours has no reader or no space, or we gave it up."""
         self.failures: dict[str, OSError] = {}
         """What went wrong with a file descriptor of ours, by the name of the stream: stdin, stdout or stderr."""
         self._paths = tuple(directory / f"{prefix}{end}" for end in ("stdin", "stdout", "stderr"))
@@ -167,11 +167,19 @@ class Streams:
                 return False
         return True
 
+    def give_up(self) -> None:
+        """Wait for no reader of ours any more; what is not written yet is lost."""
+        self.broken.set()
+        self.close()
+
     def close(self) -> None:
-        """Stop copying, close our ends, unlink the fifos that we made."""
+        """Stop copying, and close our ends."""
         for copy in self._copies:
             copy.stop()
         self._copies.clear()
+        for end in self._ends:
+            if not end.done():
+                end.set_result(None)
         for transport in self._transports:
             if not isinstance(transport, asyncio.WriteTransport):
                 transport.close()
