@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -9,11 +10,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from dunnage import errors
-from dunnage.cli import leftovers, machine
+from dunnage.cli import leftovers, machine, stop
 from dunnage.cli.control import parse_signal
 from dunnage.cli.finding import Verdict
 from dunnage.cli.foreground import status_of_failure
@@ -21,6 +23,7 @@ from dunnage.cli.main import _COMMANDS, LazyGroup, cli, complain
 from dunnage.cli.ps import _command_text
 from dunnage.cli.run import resolve_variables
 from dunnage.cli.table import print_table
+from dunnage.client import Node
 
 RUNC = "OCI runtime create failed: runc create failed: unable to start container process: "
 CRUN = "OCI runtime create failed: "
@@ -80,12 +83,25 @@ def test_a_command_is_told_on_one_line_and_says_nothing_to_the_terminal(tmp_path
 def test_a_failure_names_its_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
     complain(errors.NotFound("container web does not exist"), "container web")
     complain(errors.NotFound("process already finished: not found"), "container web")
+    complain(errors.NotFound("process already finished: not found"), "container process")
+    complain(errors.InvalidArgument("container id 'a b' must be one word"), "container a b")
     complain(OSError(errno.ENOSPC, "No space left on device"))
     assert capsys.readouterr().err.splitlines() == [
         "dunnage: container web does not exist",
         "dunnage: container web: process already finished: not found",
+        "dunnage: container process: process already finished: not found",
+        "dunnage: container id 'a b' must be one word",
         "dunnage: no space left on device",
     ]
+
+
+def test_a_container_that_cannot_be_stopped_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class Full:
+        async def remove(self, name: str, *, force: bool) -> None:
+            raise errors.DeadlineExceeded("Delete was not answered within 150 s")
+
+    assert not asyncio.run(stop._remove(cast(Node, Full()), "web"))
+    assert capsys.readouterr().err == "dunnage: container web: Delete was not answered within 150 s\n"
 
 
 DUNNAGE = [sys.executable, "-m", "dunnage.cli.main"]

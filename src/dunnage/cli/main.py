@@ -125,7 +125,8 @@ def _end_by(error: OSError, status: int) -> NoReturn:
 def complain(error: errors.Error | OSError, thing: str = "") -> None:
     """Say on stderr what went wrong, with what where the error does not say it, and what is missing if it is root."""
     text = str(error)
-    if thing.rpartition(" ")[2] not in text:
+    name = thing.partition(" ")[2]
+    if thing not in text and repr(name) not in text:  # the name alone may be any word: "a", "process"
         text = f"{thing}: {text}"
     if isinstance(error, OSError) and error.strerror is not None:
         text = error.strerror.lower() if error.filename is None else f"{error.filename}: {error.strerror.lower()}"

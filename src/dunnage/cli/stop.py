@@ -43,7 +43,7 @@ async def _remove(node: Node, name: str) -> bool:
     try:
         await node.remove(name, force=True)
     except errors.Error as error:
-        complain(error)
+        complain(error, f"container {name}")
         return False
     print(f"removed container {name} of namespace {node.namespace}")
     return True
