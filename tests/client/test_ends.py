@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from tests.client.shim import Shim
 from dunnage import errors
 from dunnage.client import Node, Settings, Stdio, pipes
 from dunnage.client.bundle import Bundle
+from dunnage.ttrpc.client import Client, dial
 from dunnage.ttrpc.errors import Code, RpcError
 
 WithShim = Callable[[Test], None]
@@ -187,6 +189,52 @@ def test_bundles_are_made_and_removed_by_many_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_what_another_has_unmounted_is_no_failure_of_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(tmp_path, "default", "web")
+    bundle.make()
+    bundle.scratch_path.mkdir()
+    is_mounted = [True]  # as it looked before the other came
+    monkeypatch.setattr(os.path, "ismount", lambda path: bool(is_mounted) and is_mounted.pop())
+    bundle.remove()
+    assert not bundle.exists
+
+
+def test_a_bundle_that_cannot_be_made_whole_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(tmp_path, "default", "web")
+    mkdir = Path.mkdir
+
+    def fill(path: Path, mode: int = 0o777) -> None:
+        if path == bundle.stdio_path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, mode)
+
+    monkeypatch.setattr(Path, "mkdir", fill)
+    with pytest.raises(errors.FailedPrecondition, match="web: no space left on device"):
+        bundle.make()
+    assert not bundle.exists
+
+
+def test_calls_that_begin_at_once_share_a_connection(with_shim: WithShim, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Client] = []
+
+    async def connect(address: str, *, timeout_s: float) -> Client:
+        await asyncio.sleep(0)  # as behind a full backlog
+        made.append(Client(await dial(address, timeout_s=timeout_s)))
+        return made[-1]
+
+    async def test(node: Node, shim: Shim) -> None:
+        await node.create(SLEEP, id="web")
+        monkeypatch.setattr(Client, "connect", connect)
+        found = await node.get("web")
+        await asyncio.gather(found.state(), found.state())
+        await found.close()
+        assert [client.closed for client in made] == [True]
+        monkeypatch.undo()
+        await node.remove("web", force=True)
+
+    with_shim(test)
 
 
 def test_a_bundle_can_be_removed_twice(tmp_path: Path) -> None:

@@ -135,7 +135,11 @@ class Bundle:
         """Make the directory; AlreadyExists where a container of this name is there."""
         try:
             self._make_directory()
-            self.stdio_path.mkdir(mode=0o700)
+            try:
+                self.stdio_path.mkdir(mode=0o700)
+            except OSError:
+                self.path.rmdir()  # else its name would be taken
+                raise
         except FileExistsError:
             raise errors.AlreadyExists(f"container {self.id} already exists") from None
         except OSError as error:
@@ -198,8 +202,12 @@ class Bundle:
     def remove(self) -> None:
         """Remove everything of the bundle, also where another does so just now. The container must be gone already."""
         for mounted in (self.path / "rootfs", self.scratch_path):
-            if os.path.ismount(mounted):
-                unmount(mounted)
+            try:
+                if os.path.ismount(mounted):
+                    unmount(mounted)
+            except errors.Internal:
+                if os.path.ismount(mounted):  # else another was faster
+                    raise
         inode = self._inode()
         while inode is not None and self._inode() == inode:
             with contextlib.suppress(FileNotFoundError):

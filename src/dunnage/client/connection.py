@@ -56,6 +56,7 @@ class Connection:
         self._connect_timeout_s = connect_timeout_s
         self._check = check
         self._client: Client | None = None
+        self._connecting = asyncio.Lock()
 
     async def call(self, method: str, request: Message, response: type[M], *, timeout_s: float | None = None) -> M:
         """One call; `timeout_s` None waits as long as it takes. Raises what it answers as `dunnage.errors`."""
@@ -86,14 +87,15 @@ class Connection:
             client.close()
 
     async def _connected(self) -> Client:
-        if self._client is None or self._client.closed:
-            try:
-                self._client = await Client.connect(self.address, timeout_s=self._connect_timeout_s)
-            except (OSError, TimeoutError) as error:
-                self._check()
-                said = getattr(error, "strerror", None) or "no answer"
-                raise errors.Unavailable(f"no worker answers at {self.address}: {said.lower()}") from error
-        return self._client
+        async with self._connecting:  # one for all calls that come meanwhile
+            if self._client is None or self._client.closed:
+                try:
+                    self._client = await Client.connect(self.address, timeout_s=self._connect_timeout_s)
+                except (OSError, TimeoutError) as error:
+                    self._check()
+                    said = getattr(error, "strerror", None) or "no answer"
+                    raise errors.Unavailable(f"no worker answers at {self.address}: {said.lower()}") from error
+            return self._client
 
 
 def failure(code: int, message: str) -> errors.Error:
