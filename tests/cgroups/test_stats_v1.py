@@ -81,7 +81,8 @@ def test_without_its_stat_there_is_no_memory(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["memory/memory.stat", "memory/memory.oom_control", "memory/memory.failcnt", "cpu/cpu.stat", "pids/pids.max"]
+    "name",
+    ["memory/memory.stat", "memory/memory.oom_control", "memory/memory.failcnt", "cpu/cpu.stat", "pids/pids.max"],
 )
 def test_a_number_that_is_none_fails_the_call(tree: Path, name: str) -> None:
     (tree / name).write_text("what\n")
@@ -114,6 +115,7 @@ def test_throttling_stands_in_where_no_scheduler_counts(tree: Path) -> None:
             BlkioEntry("/dev/sda", 8, 0, "Read", 49152),
             BlkioEntry("/dev/sda", 8, 0, "Write", 12288),
             BlkioEntry("/dev/sda", 8, 0, "Total", 61440),
+            BlkioEntry("", 259, 1, "Read", 1024),
         ),
     )
 

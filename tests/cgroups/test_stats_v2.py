@@ -107,7 +107,7 @@ def test_memory_events_are_absent_when_the_file_is_missing_or_empty(tree: Path) 
 
 def test_io_is_read_with_its_pressure(tree: Path) -> None:
     assert metrics_of(tree).io == IO(
-        (IOEntry(8, 0, 49152, 12288, 12, 3), IOEntry(253, 0), IOEntry(259, 0, 4096, 0, 1, 0)),
+        (IOEntry(8, 0, 49152, 12288, 12, 3), IOEntry(253, 0), IOEntry(259, 1, 4096, 0, 1, 0)),
         PSI(Pressure(78.97, 49.23, 19.18, 518414097), Pressure(70.0, 40.0, 10.5, 418414097)),
     )
     (tree / "io.stat").unlink()
