@@ -40,7 +40,7 @@ def test_cpuacct_is_read_whole_or_not_at_all(tree: Path) -> None:
 
 def test_cpuacct_without_its_keys_fails_the_call(tree: Path) -> None:
     (tree / "cpuacct/cpuacct.stat").write_text("user 1\n")
-    with pytest.raises(BadFormat, match="^cpuacct.stat has no system$"):
+    with pytest.raises(BadFormat, match=r"^cpuacct.stat has no system$"):
         metrics_of(tree)
 
 

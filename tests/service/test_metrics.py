@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from tests.cgroups.trees import HUGEPAGES, PROC, v1_cgroup, v2_cgroup
 
@@ -40,8 +39,7 @@ def unset(made: Message, path: str = "") -> set[str]:
                 found.add(name)
             continue
         # of a list, a field counts as set where one of its messages has it
-        many = field.label == FieldDescriptor.LABEL_REPEATED
-        inner = [unset(one, f"{name}.") for one in (value if many else [value])]
+        inner = [unset(one, f"{name}.") for one in ([value] if isinstance(value, Message) else value)]
         found |= set.intersection(*inner) if inner else {name}
     return found
 
