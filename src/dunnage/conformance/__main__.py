@@ -1,4 +1,4 @@
-"""``python -m dunnage.conformance --shim PATH [--shim PATH…]``: the table; exit status 0 where nothing is unexplained."""
+"""``python -m dunnage.conformance --shim PATH [--shim PATH…]``: the table, and status 0 if nothing is unexplained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A case is a small function with a sentence for a name; where a shim is known to differ, the case says so in a line."""
+"""A case is a small function with a sentence for a name; where a shim is known to differ, it says so in a line."""
 
 from __future__ import annotations
 

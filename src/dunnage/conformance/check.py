@@ -43,8 +43,9 @@ def contains(what: str, got: str | bytes, part: str | bytes) -> None:
         raise Failed(f"{what} is {got!r}, without {part!r}")
 
 
-async def refused(call: Awaitable[Any], text: str, code: Code | None = None) -> RpcError:
-    """The call's error: `text` exactly, or its beginning where that ends in an ellipsis; the code follows its class."""
+async def refused(call: Awaitable[Any], text: str, *codes: Code) -> RpcError:
+    """The call's error: `text` exactly, or its beginning where that ends in an ellipsis; the code is
+    that of its class, or one of `codes`."""
     try:
         answer = await call
     except RpcError as error:
@@ -52,7 +53,10 @@ async def refused(call: Awaitable[Any], text: str, code: Code | None = None) -> 
         fits = error.message.startswith(beginning) if text.endswith("…") else error.message == text
         if not fits:
             raise Failed(f"the error is {error.message!r}, not {text!r}") from error
-        equal(f"the code of {error.message!r}", error.code, code_of(error.message) if code is None else code)
+        wanted = codes or (code_of(error.message),)
+        if error.code not in wanted:
+            named = " or ".join(code.name for code in wanted)
+            raise Failed(f"the code of {error.message!r} is {error.code!r}, not {named}") from error
         return error
     raise Failed(f"the answer is {str(answer).strip()!r}, not the error {text!r}")
 

@@ -64,6 +64,8 @@ class Scene:
         (self.directory / "tmp").mkdir(parents=True)
         self.tasks: list[Task] = []
         self.addresses: list[Address] = []
+        self.is_killed = False
+        """Whether the case has killed a shim, which then removes no socket."""
         self._bundles: list[Bundle] = []
         self._fifos: list[Fifos] = []
 
@@ -201,7 +203,8 @@ class Scene:
             await task.end()
         for fifos in self._fifos:
             fifos.close()
-        await wait_until(lambda: not any(address.path.exists() for address in self.addresses), "its sockets are gone")
+        if not self.is_killed:
+            await wait_until(lambda: not any(address.path.exists() for address in self.addresses), "its sockets go")
         for of in self._bundles:
             if "runtime" in of.names:  # without it the older Go shims give up
                 ran = await self.run_delete(of)
@@ -227,6 +230,8 @@ class Scene:
         for of in self._bundles:
             of.close()
         leftovers.sweep(self.namespace, self.directory)
+        for address in self.addresses:
+            address.path.unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property

@@ -8,6 +8,7 @@ from typing import Final
 from dunnage.conformance.case import Area, Case
 from dunnage.conformance.cases import (
     binary,
+    crash,
     events,
     exec_ids,
     exec_states,
@@ -32,6 +33,7 @@ AREAS: Final[Sequence[Area]] = (
     texts.AREA,
     options.AREA,
     wire.AREA,
+    crash.AREA,
 )
 
 

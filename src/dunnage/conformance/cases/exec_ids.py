@@ -82,7 +82,7 @@ async def bad_spec(scene: Scene) -> None:
     task = await scene.running()
     spec = any_of_json(PROCESS_URL, {})
     spec.value = b"{"
-    await refused(task.call("Exec", exec_id="e1", spec=spec), "…", Code.UNKNOWN)
+    await refused(task.call("Exec", exec_id="e1", spec=spec), "…", Code.UNKNOWN, Code.INVALID_ARGUMENT)
     await refused(task.call("State", exec_id="e1"), "process does not exist e1: not found")
     await task.exec("e1")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dunnage.conformance.case import Area, Difference
+from dunnage.conformance.cases.differences import PLAIN_ERROR
 from dunnage.conformance.cases.states import Enter, Row, fill
 from dunnage.conformance.check import ZERO_TIME_S, equal, refused, that
 from dunnage.conformance.scene import Scene, Status, Task
@@ -96,7 +97,7 @@ ROWS: Final[Sequence[Row]] = (
 )
 # fmt: on
 
-DIFFERENCES: Final[Mapping[tuple[str, str], Sequence[Difference]]] = {}
+DIFFERENCES: Final[Mapping[tuple[str, str], Sequence[Difference]]] = {("CloseIO", "deleted"): (PLAIN_ERROR,)}
 
 fill(AREA, thing="exec", states=STATES, rows=ROWS, exec_id=ID, gone=UNKNOWN, differences=DIFFERENCES)
 

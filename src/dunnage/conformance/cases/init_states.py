@@ -79,7 +79,7 @@ async def checkpoint(task: Task) -> None:
     try:
         await task.call("Checkpoint", path=str(task.scene.directory / "dump"))
     except RpcError as error:
-        if not error.message.startswith("cannot "):
+        if " path= " in error.message:
             equal("the end of the error", error.message.rpartition(" path= ")[2], f"{task.bundle.path}/criu-dump.log")
             equal("its code", error.code, Code.UNKNOWN)
             return
@@ -124,8 +124,10 @@ async def connect_any(task: Task) -> None:
 
 async def pids(task: Task) -> None:
     processes = (await task.call("Pids")).processes
-    equal("the pids", [process.pid for process in processes], [(await task.call("State")).pid])
-    that(not processes[0].HasField("info"), "the init gets no info")
+    state = await task.call("State")
+    wanted = [] if state.status == Status.STOPPED else [state.pid]
+    equal("the pids", [process.pid for process in processes], wanted)
+    that(not any(process.HasField("info") for process in processes), "the init gets no info")
 
 
 async def wait_briefly(task: Task) -> None:
@@ -189,9 +191,8 @@ ROWS: Final[Sequence[Row]] = (
     Row("ResizePty", simple("ResizePty", width=80, height=24), (
         "ok", "ok", "ok", "ok", "ok", UNKNOWN)),
     Row("Pids", pids, (
-        "ok", "runc did not terminate successfully: exit status 1: …", "ok", "ok",
-        "runc did not terminate successfully: exit status 1: …", UNKNOWN)),
-    Row("Stats", stats, ("ok", "cgroup does not exist: not found", "ok", "ok", "…", UNKNOWN)),
+        "ok", "runc did not terminate successfully: exit status 1: …", "ok", "ok", "ok", UNKNOWN)),
+    Row("Stats", stats, ("ok", "cgroup does not exist: not found", "ok", "ok", "ok", UNKNOWN)),
 )
 # fmt: on
 

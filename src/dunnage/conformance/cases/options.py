@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any
 
 from dunnage.api import metrics_v1_pb2, metrics_v2_pb2, options_pb2
-from dunnage.conformance.case import Area
-from dunnage.conformance.check import contains, equal, that
+from dunnage.conformance.case import Area, Difference
+from dunnage.conformance.check import equal, that
 from dunnage.conformance.scene import RESOURCES_URL, Scene, Status, any_of_json, pack
 from dunnage.ttrpc.errors import RpcError
 
@@ -31,7 +30,15 @@ async def empty(scene: Scene) -> None:
     equal("the status", await task.status(), Status.CREATED)
 
 
-@AREA.case("options of another type are refused and end nothing")
+@AREA.case(
+    "options of another type are refused and end nothing",
+    Difference(
+        "go 1.*",
+        "the shim panics, and with it all of its containers lose their shim",
+        "the case",
+        "container.go of 1.4 to 1.6 asserts the type without asking",
+    ),
+)
 async def other_type(scene: Scene) -> None:
     witness = await scene.running(id="w", annotations={"io.containerd.runc.v2.group": "g"})
     task = await scene.task(scene.bundle(annotations={"io.containerd.runc.v2.group": "g"}))
@@ -52,22 +59,6 @@ async def root(scene: Scene) -> None:
     equal("options.json", json.loads(task.bundle.text("options.json")).get("root"), str(root))
 
 
-@AREA.case("delete finds the runtime's state by the root in options.json")
-async def delete_uses_root(scene: Scene) -> None:
-    root = scene.directory / "root"
-    task = await scene.created(options=scene.options(root=str(root)))
-    task.connection.close()
-    pid = int(task.bundle.text("init.pid"))
-    ran = await scene.run_delete(task.bundle)
-    equal("the exit status", ran.status, 0)
-    that(not (root / scene.namespace / "c1").exists(), "the runtime's state is gone")
-    from dunnage.conformance.shim import Connection
-
-    task.connection = await Connection.open(task.address, scene.namespace)
-    equal("what the shim hears of it", (await task.call("Wait")).exit_status, 137)
-    that(not Path(f"/proc/{pid}/exe").exists(), "the init is gone")
-
-
 @AREA.case("binary_name may be an absolute path, and the bundle's file runtime has it")
 async def binary_name(scene: Scene) -> None:
     import shutil
@@ -78,7 +69,7 @@ async def binary_name(scene: Scene) -> None:
     equal("the status", await task.status(), Status.RUNNING)
 
 
-@AREA.case("io_uid and io_gid own the pipes of the process")
+@AREA.case("io_gid owns the pipes of the process; their uid is the process's, which the runtime sees to")
 async def io_owner(scene: Scene) -> None:
     fifos = scene.fifos()
     task = await scene.task(
@@ -87,7 +78,7 @@ async def io_owner(scene: Scene) -> None:
     )
     await task.create(**fifos.fields)
     await task.call("Start")
-    await fifos.out.wait_for(b"1234:4321")
+    await fifos.out.wait_for(b"0:4321")
 
 
 @AREA.case("no_new_keyring and no_pivot_root make a container too")
@@ -111,30 +102,30 @@ async def prefixed(scene: Scene) -> None:
     equal("the status", await task.status(), Status.CREATED)
 
 
-async def numbers(scene: Scene, *args: str) -> tuple[Scene, int, int]:
+async def numbers(scene: Scene) -> tuple[int, int]:
     """How many processes and how many bytes of memory Stats says that there are."""
     task = scene.tasks[0]
     any = (await task.call("Stats")).stats
     if any.type_url == "io.containerd.cgroups.v1.Metrics":
         one = metrics_v1_pb2.Metrics.FromString(any.value)
-        return scene, one.pids.current, one.memory.usage.usage
+        return one.pids.current, one.memory.usage.usage
     equal("the type", any.type_url, "io.containerd.cgroups.v2.Metrics")
     two = metrics_v2_pb2.Metrics.FromString(any.value)
-    return scene, two.pids.current, two.memory.usage
+    return two.pids.current, two.memory.usage
 
 
 @AREA.case("Stats counts the container's processes")
 async def stats_pids(scene: Scene) -> None:
     task = await scene.running()
-    equal("how many", (await numbers(scene))[1], 1)
+    equal("how many", (await numbers(scene))[0], 1)
     await task.started_exec("e1")
-    equal("how many", (await numbers(scene))[1], 2)
+    equal("how many", (await numbers(scene))[0], 2)
 
 
 @AREA.case("Stats has the container's memory")
 async def stats_memory(scene: Scene) -> None:
     await scene.running()
-    that(0 < (await numbers(scene))[2] < 1 << 30, "it is more than nothing and less than a gigabyte")
+    that(0 < (await numbers(scene))[1] < 1 << 30, "it is more than nothing and less than a gigabyte")
 
 
 @AREA.case("Stats has the limit that Update gave")
@@ -162,11 +153,3 @@ async def stats_cpu(scene: Scene) -> None:
         that(metrics_v1_pb2.Metrics.FromString(any.value).cpu.usage.total > 0, "there is time in it")
     else:
         that(metrics_v2_pb2.Metrics.FromString(any.value).cpu.usage_usec > 0, "there is time in it")
-
-
-@AREA.case("the log fifo takes what the shim has to say, and its filling up stops nothing")
-async def log(scene: Scene) -> None:
-    task = await scene.running()
-    for _ in range(3):
-        await task.call("State")
-    contains("the status of", f"{await task.status()}", f"{Status.RUNNING}")

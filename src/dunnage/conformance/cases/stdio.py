@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Final
 
-from dunnage.conformance.case import Area
+from dunnage.conformance.case import Area, Difference
 from dunnage.conformance.check import contains, equal, refused, that
 from dunnage.conformance.scene import Scene, Status
 
@@ -204,7 +204,16 @@ async def unknown_scheme(scene: Scene) -> None:
     )
 
 
-@AREA.case("file:// takes stdout and stderr, makes its directory, and appends")
+@AREA.case(
+    "file:// takes stdout and stderr, makes its directory, and appends",
+    Difference(
+        "go *",
+        "stdout's end closes the file under stderr, whose last bytes are lost now and then",
+        "the case",
+        "containerd issue 3118, of which io.go has kept a half: stdout's copier gets the file and not the counter",
+        always=False,
+    ),
+)
 async def to_file(scene: Scene) -> None:
     path = scene.directory / "logs" / "deep" / "c1.log"
     task = await scene.task(scene.bundle(("sh", "-c", "echo out; echo err >&2")))

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from dunnage.conformance.bundle import process
 from dunnage.conformance.case import Area
+from dunnage.conformance.cases.differences import PLAIN_ERROR
 from dunnage.conformance.check import equal, refused, that
 from dunnage.conformance.scene import PROCESS_URL, RESOURCES_URL, Scene, Status, any_of_json
 
@@ -62,7 +63,11 @@ def before_create(method: str) -> Any:
 for method in FIELDS:
     AREA.add(f"{method} of a container that nobody created is NotFound", of_no_container(method))
 for method in ("State", "Start", "Delete", "Kill", "ResizePty", "CloseIO", "Wait"):
-    AREA.add(f"{method} of an exec that nobody added is NotFound", of_no_exec(method))
+    AREA.add(
+        f"{method} of an exec that nobody added is NotFound",
+        of_no_exec(method),
+        *((PLAIN_ERROR,) if method == "CloseIO" else ()),
+    )
 for method in ("State", "Kill", "Wait"):
     AREA.add(f"{method} before Create is NotFound", before_create(method))
 
