@@ -63,7 +63,7 @@ def config(args: Sequence[str], *, cgroup: str, terminal: bool, private_pids: bo
     namespaces = [{"type": kind} for kind in ("ipc", "uts", "mount", *(("pid",) if private_pids else ()))]
     return {
         "ociVersion": "1.0.2",
-        "process": process(args, **({"terminal": True} if terminal else {})),
+        "process": {**process(args), **({"terminal": True} if terminal else {})},
         "root": {"path": "rootfs"},
         "hostname": "conformance",
         "mounts": [

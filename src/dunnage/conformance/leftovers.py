@@ -56,11 +56,15 @@ def cgroups(namespace: str) -> list[Path]:
 
 def sweep(namespace: str, directory: Path) -> None:
     """End and remove all of it, by force, and what a tidy scene leaves too: empty directories of the namespace."""
-    for pid, _ in processes(namespace, directory):
+    found = [pid for pid, _ in processes(namespace, directory)]
+    sockets = [path for pid in found for path in _sockets_of(pid)]
+    for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+    for path in sockets:
+        path.unlink(missing_ok=True)
     for target in mounts(directory):
         _unmount(target)
     for root in (CGROUPS, *_children(CGROUPS)):
@@ -71,6 +75,16 @@ def sweep(namespace: str, directory: Path) -> None:
             file.unlink(missing_ok=True)
         _remove_directory(path)
     _remove_directory(RUNTIME_ROOT / namespace)
+
+
+def _sockets_of(pid: int) -> list[Path]:
+    """The paths of the unix sockets that the process has bound, or has a connection of."""
+    try:
+        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        table = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+    except OSError:
+        return []  # it is gone
+    return [Path(row[7]) for row in table if len(row) > 7 and row[7][0] == "/" and f"socket:[{row[6]}]" in links]
 
 
 def _children(directory: Path) -> list[Path]:

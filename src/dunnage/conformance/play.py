@@ -47,7 +47,7 @@ async def play(case: Case, host: Host) -> Outcome:
     except (Failed, RpcError, ConnectionClosed, TimeoutError, OSError) as error:
         failure = _story(error, scene)
     finally:
-        scene.abandon()
+        await scene.abandon(failed=bool(failure))
     return judge(case, host.shim, failure, time.monotonic() - began)
 
 

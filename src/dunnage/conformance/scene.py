@@ -221,10 +221,15 @@ class Scene:
         except Failed:
             raise Failed(f"left behind: {'; '.join(left)}") from None
 
-    def abandon(self) -> None:
-        """By force, whatever state it is in; close() has been called or has failed."""
+    async def abandon(self, *, failed: bool) -> None:
+        """By force, whatever state it is in. A scene that failed has its bundles' `delete` run, as containerd would."""
         for task in self.tasks:
             task.connection.close()
+        for of in self._bundles if failed else ():
+            try:
+                await self.run_delete(of)
+            except (Failed, OSError) as error:
+                self.host.log.warning("delete of %s in %s: %s", of.id, self.namespace, error)
         for fifos in self._fifos:
             fifos.close()
         for of in self._bundles:

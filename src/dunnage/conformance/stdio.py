@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dunnage.conformance.check import LIMIT_S, Failed
 
@@ -42,8 +43,7 @@ class Reader:
             os.close(self._fd)
             self._fd = -1
 
-    async def _wait(self, holds: object, what: str) -> None:
-        assert callable(holds)
+    async def _wait(self, holds: Callable[[], bool], what: str) -> None:
         try:
             async with asyncio.timeout(LIMIT_S):
                 while not holds():
@@ -80,7 +80,7 @@ class Fifos:
         self.err = None if terminal else Reader(directory / f"{name}-stderr")
 
     @property
-    def fields(self) -> dict[str, str | bool]:
+    def fields(self) -> dict[str, Any]:
         """As a request of Create or Exec has them."""
         stderr = "" if self.err is None else os.fspath(self.err.path)
         return {

@@ -98,5 +98,5 @@ async def namespaces(scene: Scene) -> None:
         await refused(stranger.call("State"), NO_CONTAINER)
         await other.close()
     finally:
-        other.abandon()
+        await other.abandon(failed=False)
     equal("the status", await task.status(), Status.RUNNING)
