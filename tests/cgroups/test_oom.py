@@ -26,10 +26,12 @@ class Told:
 
     def __init__(self) -> None:
         self.times = 0
+        self.count = 0
         self._changed = asyncio.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, count: int) -> None:
         self.times += 1
+        self.count = count
         self._changed.set()
 
     async def wait(self) -> None:
@@ -107,22 +109,23 @@ def test_v2_looks_a_last_time_and_tells_nothing_twice(tree: Path) -> None:
     run(test)
 
 
-def test_v2_recovers_from_its_descriptor_what_was_told(tree: Path) -> None:
+def test_v2_goes_on_from_what_was_told(tree: Path) -> None:
     async def test() -> None:
         watch, told = V2OomWatch(log=LOG), Told()
-        stored = os.dup(watch.watch("c", V2Cgroup(str(tree)), told))
+        watch.watch("c", V2Cgroup(str(tree)), told)
         write_kills(tree, 1)
         assert watch.final("c") == 1
+        assert told.count == 1
         watch.close()
         again = Told()
         watch = V2OomWatch(log=LOG)
-        assert watch.watch("c", V2Cgroup(str(tree)), again, fd=os.dup(stored)) != stored
+        watch.watch("c", V2Cgroup(str(tree)), again, told=told.count)
         assert again.times == 0
         watch.close()
-        write_kills(tree, 2)  # while there is no worker
+        write_kills(tree, 3)  # while there is no worker
         watch = V2OomWatch(log=LOG)
-        watch.watch("c", V2Cgroup(str(tree)), again, fd=stored)
-        assert again.times == 1
+        watch.watch("c", V2Cgroup(str(tree)), again, told=told.count)
+        assert (again.times, again.count) == (1, 3)
         watch.close()
 
     run(test)
@@ -295,17 +298,16 @@ def test_v1_tells_a_kill_in_a_cgroup_below(memory_cgroup: V1Cgroup) -> None:
 def test_v1_recovers_a_kill_that_nobody_saw(memory_cgroup: V1Cgroup) -> None:
     async def test() -> None:
         watch, told = V1OomWatch(log=LOG), Told()
-        stored = os.dup(watch.watch("c", memory_cgroup, told))
+        watch.watch("c", memory_cgroup, told)
         watch.close()
         with live.process_in(memory_cgroup, f"exec {live.EAT}") as process:
             live.begin(process)
             assert process.wait(20) == -9
         for _ in range(2):  # and a second recovery tells nothing
             watch = V1OomWatch(log=LOG)
-            watch.watch("c", memory_cgroup, told, fd=os.dup(stored))
-            assert told.times == 1
+            watch.watch("c", memory_cgroup, told, told=told.count)
+            assert (told.times, told.count) == (1, 1)
             watch.close()
-        os.close(stored)
 
     run(test)
 

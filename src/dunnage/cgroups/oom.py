@@ -1,8 +1,8 @@
 """Out-of-memory kills in containers, each growth of the kernel's count told once, also across the deaths of workers.
 
 The kernel counts the kills of a cgroup before it sends the signal, so that a look at the count after an exit misses
-none. How much of it was told lives in a memfd, not in the worker: its owner puts a copy into the keeper's store and
-hands it in again when it recovers. It is told first and noted after: a death in between tells twice, never not at all.
+none. How much of it was told is the owner's to remember beyond a worker's death: it gets each count, and hands the last
+one in again when it recovers.
 """
 
 from __future__ import annotations
@@ -19,29 +19,27 @@ from dunnage.cgroups.inotify import Inotify
 from dunnage.cgroups.paths import Cgroup, V1Cgroup, V2Cgroup, is_unified
 from dunnage.errors import Error, NotFound
 
-OnOom = Callable[[], None]
+OnOom = Callable[[int], None]
+"""Gets the kernel's count of all kills so far."""
 
 LOOK_AGAIN_S = (0.01, 0.1, 1.0)
 """After v1's signal: it comes before the kill is counted, and between the two the kernel reports on its console."""
-
-_COUNT_BYTES = 8
 
 
 class OomWatch(Protocol):
     """Watches the cgroups of any number of containers; ``on_oom`` is called in the loop, once for each growth."""
 
-    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, fd: int | None = None) -> int:
-        """Begin; gives the fd to be stored, owned by the watch. ``fd``: that of before, now the watch's own.
+    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, told: int = 0) -> None:
+        """Begin. ``told``: the last count that was told; kills that were not are told at once, in this call.
 
-        Kills that were not told yet are told at once, in this call. Raises NotFound where the memory controller is not
-        there, and Error where the kernel refuses; ``fd`` is the caller's then.
+        Raises NotFound where the memory controller is not there, and Error where the kernel refuses.
         """
 
     def final(self, name: str) -> int:
         """Look a last time, before the init's exit is told: how many kills were new; ``on_oom`` was called if any."""
 
     def unwatch(self, name: str) -> None:
-        """End, and close the fd; nothing is told any more. Idempotent."""
+        """End; nothing is told any more. Idempotent."""
 
     def close(self) -> None:
         """End all."""
@@ -62,17 +60,16 @@ class V1OomWatch:
         self._loop = asyncio.get_running_loop()
         self._watched: dict[str, _V1] = {}
 
-    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, fd: int | None = None) -> int:
+    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, told: int = 0) -> None:
         assert isinstance(cgroup, V1Cgroup)
         directory = cgroup.directories.get("memory")
         if directory is None:
             raise NotFound("memory cgroup not supported on this system")
         self.unwatch(name)
-        watched = _V1(directory, on_oom, _registered_eventfd(directory), _ledger() if fd is None else fd)
+        watched = _V1(directory, on_oom, told, _registered_eventfd(directory))
         self._watched[name] = watched
         self._loop.add_reader(watched.eventfd, self._signalled, name)
         self._look(name)
-        return watched.ledger
 
     def final(self, name: str) -> int:
         return self._look(name)
@@ -85,7 +82,6 @@ class V1OomWatch:
             watched.again.cancel()
         self._loop.remove_reader(watched.eventfd)
         os.close(watched.eventfd)
-        os.close(watched.ledger)
 
     def close(self) -> None:
         for name in list(self._watched):
@@ -99,7 +95,7 @@ class V1OomWatch:
         except (FileNotFoundError, Error):
             return  # the cgroup was removed, which signals as well
         if kills_nothing:
-            watched.on_oom()
+            watched.on_oom(watched.told)
         else:
             self._look_until_counted(name, watched, iter(LOOK_AGAIN_S))
 
@@ -115,7 +111,7 @@ class V1OomWatch:
         if watched is None:
             return 0
         try:
-            return _tell(watched.ledger, _v1_kills(watched.directory), watched.on_oom)
+            return watched.tell(_v1_kills(watched.directory))
         except FileNotFoundError:
             return 0
         except Error as error:
@@ -133,7 +129,7 @@ class V2OomWatch:
         self._watched: dict[str, _V2] = {}
         self._loop.add_reader(self._inotify.fd, self._changed)
 
-    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, fd: int | None = None) -> int:
+    def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, told: int = 0) -> None:
         assert isinstance(cgroup, V2Cgroup)
         self.unwatch(name)
         try:
@@ -142,10 +138,9 @@ class V2OomWatch:
             raise NotFound(f"{cgroup.directory} has no memory.events") from error
         except OSError as error:
             raise Error(f"watch {cgroup.directory}/memory.events: {error.strerror}") from error
-        watched = _V2(cgroup.directory, on_oom, watch, _ledger() if fd is None else fd)
+        watched = _V2(cgroup.directory, on_oom, told, watch)
         self._watched[name] = watched
         self._look(name)
-        return watched.ledger
 
     def final(self, name: str) -> int:
         return self._look(name)
@@ -157,7 +152,6 @@ class V2OomWatch:
         # two containers may share a cgroup, and then have one watch
         if all(other.watch != watched.watch for other in self._watched.values()):
             self._inotify.remove(watched.watch)
-        os.close(watched.ledger)
 
     def close(self) -> None:
         for name in list(self._watched):
@@ -182,43 +176,33 @@ class V2OomWatch:
         except Error as error:
             self._log.warning("out-of-memory kills of %s are unknown: %s", name, error)
             return 0
-        return _tell(watched.ledger, events.get("oom_kill", 0), watched.on_oom)
+        return watched.tell(events.get("oom_kill", 0))
 
 
 @dataclass(slots=True)
-class _V1:
+class _Watched:
     directory: str
     on_oom: OnOom
+    told: int
+
+    def tell(self, count: int) -> int:
+        """Tell if there are more kills than were told; how many more."""
+        # less than told: a v1 cgroup below, whose kills are in the sum, is gone
+        more, self.told = max(count - self.told, 0), count
+        if more:
+            self.on_oom(count)
+        return more
+
+
+@dataclass(slots=True)
+class _V1(_Watched):
     eventfd: int
-    ledger: int
     again: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
-class _V2:
-    directory: str
-    on_oom: OnOom
+class _V2(_Watched):
     watch: int
-    ledger: int
-
-
-def _tell(ledger: int, count: int, on_oom: OnOom) -> int:
-    """Tell if there are more kills than were told; how many more."""
-    told = int.from_bytes(os.pread(ledger, _COUNT_BYTES, 0), "little")
-    if count == told:
-        return 0
-    try:
-        if count > told:
-            on_oom()
-    finally:
-        # less than told: a v1 cgroup below, whose kills are in the sum, is gone
-        os.pwrite(ledger, count.to_bytes(_COUNT_BYTES, "little"), 0)
-    return max(count - told, 0)
-
-
-def _ledger() -> int:
-    """Reads as nothing, which is zero, until something is told."""
-    return os.memfd_create("oom-told")
 
 
 def _v1_kills(directory: str) -> int:
