@@ -9,6 +9,7 @@ from dunnage.container import states
 from dunnage.container.facts import IO, Ended
 from dunnage.container.host import Death, Watch
 from dunnage.container.states import Operation, State
+from dunnage.container.turn import Turn
 from dunnage.stdio import ProcessIO
 
 UNKNOWN_STATUS = 255
@@ -27,7 +28,7 @@ class Process:
         self.pid = 0
         self.status = 0
         self.exited_at: int | None = None
-        self.turn = asyncio.Lock()
+        self.turn = Turn()
         self.stdio: ProcessIO | None = None
         self.watch: Watch | None = None
         self._over = asyncio.Event()
