@@ -82,14 +82,18 @@ def become_program(
         os._exit(status)
 
 
-def become_python(name: str, run: Callable[[], int | None], *, keep: Iterable[int], attributes: Attributes) -> NoReturn:
-    """Run a function of the warm image with no fds but 0, 1, 2 and ``keep``; its result is the exit status."""
+def become_python(
+    name: str, run: Callable[[], int | None], *, keep: Iterable[int], attributes: Attributes, blocked: Iterable[int] = ()
+) -> NoReturn:
+    """Run a function of the warm image with no fds but 0, 1, 2 and ``keep``; its result is the exit status.
+
+    The signals ``blocked`` stay so: for those that would end it, were they to come before it has its handlers."""
     status = 1
     try:
         close_all_but(keep)  # first: the rest takes an fd for a moment, and the keeper may have none left
         attributes.apply()
         signal.set_wakeup_fd(-1)
-        _reset_signals()
+        _reset_signals(blocked)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in every Python process
         process.set_name(COMM)
         process.set_title([TITLE, *name.split(" ")])
@@ -134,10 +138,10 @@ def _place(fds: Mapping[int, int]) -> None:
         os.dup2(source, target, inheritable=True)
 
 
-def _reset_signals() -> None:
+def _reset_signals(blocked: Iterable[int] = ()) -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _exec(argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:

@@ -55,6 +55,8 @@ class Keeper:
 
     def __init__(self, inherited: Inherited) -> None:
         self.fds: Mapping[str, int] = inherited.fds
+        self.stored = set(inherited.fds)
+        """The names that the store holds for this worker, as far as it knows."""
         self.children: Mapping[int, str] = inherited.children
         self.keeper_pid = inherited.keeper_pid
         self.name = inherited.name
@@ -72,6 +74,16 @@ class Keeper:
         self._retry: asyncio.TimerHandle | None = None  # the system had no room for a message
         self._calls = 0
         self._closed = False
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests wait for their answer."""
+        return len(self._answers)
+
+    @property
+    def unsent(self) -> int:
+        """How many requests wait for room in the socket."""
+        return len(self._outgoing)
 
     # --- the verbs
 
@@ -139,10 +151,14 @@ class Keeper:
     def store(self, name: str, fd: int, *, owner: str | None = None) -> None:
         """Have a copy of ``fd`` kept for the next worker of our name, or given to another worker."""
         self._say({"verb": "store", "name": name, "owner": owner}, [fd])
+        if owner is None:
+            self.stored.add(name)
 
     def release(self, name: str, *, owner: str | None = None) -> None:
         """Have a stored fd closed; nothing happens if there is none."""
         self._say({"verb": "release", "name": name, "owner": owner})
+        if owner is None:
+            self.stored.discard(name)
 
     def accept_on(self, name: str) -> None:
         """Have connections accepted on a stored listener; each is stored as ``<name>#<n>``, and ``on_accept`` hears."""
@@ -296,8 +312,10 @@ class Keeper:
         elif packet.truncated:  # our table of open files is full; the keeper still has it
             self._loop.call_later(messages.RETRY_S, self._say, {"verb": "again", "notice": message})
         elif message["say"] == "accepted":
+            self.stored.add(message["name"])
             self.on_accept(message["listener"], message["name"], fds[0])
         else:
+            self.stored.add(message["name"])
             self.on_given(message["name"], fds[0])
 
     def _close(self) -> None:

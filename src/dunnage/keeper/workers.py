@@ -121,6 +121,7 @@ class Workers:
             lambda: children.load(slot.entry)(slot.argument, birth),
             keep=[sock.fileno(), *fds.values()],
             attributes=self._inherited._replace(rlimits={}),  # its own limit of fds is ours: it holds those of a node
+            blocked=[signal.SIGUSR1],  # which asks it for its state (worker/dump.py)
         )
 
     def _on_ready(self, slot: Slot, events: int) -> None:

@@ -190,6 +190,12 @@ class ProcessIO:
             return False
         return True
 
+    def describe(self) -> list[str]:
+        """What is open, and how far each stream is, a line for each."""
+        ends = " ".join(sorted(self._fds)) or "nothing"
+        over = [f"{stream}: over, but no client has come for it" for stream in self._looking]
+        return [f"{self.plan.kind.name.lower()} io, open: {ends}", *map(str, self._pumps.values()), *over]
+
     def close(self) -> None:
         """Close everything and release every name, whatever is still under way; idempotent."""
         self._closed = True

@@ -86,6 +86,16 @@ class Pump:
         self._pausing: asyncio.TimerHandle | None = None
         self._moved_when_armed = 0
 
+    def __str__(self) -> str:
+        """What it has done and what it waits for, in words."""
+        if not self._running:
+            waits = "does not run"
+        elif self._watched is None:
+            waits = "pauses" if self._pausing is not None else "waits for the process to end"
+        else:
+            waits = "waits for bytes" if self._watched == self._source else "waits for its reader"
+        return f"{self.name}: {self.moved_bytes} bytes {'discarded' if self._discards else 'moved'}, {waits}"
+
     def start(self) -> None:
         """Idempotent."""
         if self._running:
