@@ -69,3 +69,28 @@ def test_a_ctrl_c_that_comes_during_the_start_is_one_of_the_three_that_kill() ->
 
     assert run_with_signals(work) == 137
     assert process[0].got == [signal.SIGINT, signal.SIGINT, signal.SIGKILL]
+
+
+def test_a_signal_that_our_caller_ignores_stays_ignored_and_is_nobody_s() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    got: list[int] = []
+
+    async def work(signals: Signals) -> int:
+        has_come = asyncio.Event()
+
+        def receive(number: signal.Signals, interrupts: int) -> None:
+            got.append(number)
+            has_come.set()
+
+        with signals.going_to(receive):
+            for number in (signal.SIGHUP, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            await has_come.wait()
+        return 0
+
+    try:
+        assert run_with_signals(work) == 0
+        assert got == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -100,6 +100,11 @@ def test_a_container_that_cannot_be_stopped_is_named(capsys: pytest.CaptureFixtu
         async def remove(self, name: str, *, force: bool) -> None:
             raise errors.DeadlineExceeded("Delete was not answered within 150 s")
 
+    class Vanished:
+        async def remove(self, name: str, *, force: bool) -> None:
+            raise errors.NotFound("container web does not exist")
+
+    assert asyncio.run(stop._remove(cast(Node, Vanished()), "web"))
     assert not asyncio.run(stop._remove(cast(Node, Full()), "web"))
     assert capsys.readouterr().err == "dunnage: container web: Delete was not answered within 150 s\n"
 

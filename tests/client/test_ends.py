@@ -320,6 +320,8 @@ def test_a_source_that_cannot_be_read_is_its_end_and_told(with_shim: WithShim, t
         {"process": {"args": ["sh"], "env": [1]}, "root": {"path": "rootfs"}},
         {"process": {"args": ["sh"]}, "root": {"path": "rootfs"}, "linux": None},
         {"process": {"args": 7}, "root": {"path": "rootfs"}},
+        {"process": {"args": "sh"}, "root": {"path": "rootfs"}},
+        {"process": {"args": ["sh"], "env": "A=b"}, "root": {"path": "rootfs"}},
         {"process": {}, "root": {"path": "rootfs"}},
     ],
 )

@@ -190,3 +190,9 @@ def test_a_missing_mount_source_is_told(make_bundle: Make, tmp_path: Path) -> No
     bundle = make_bundle(["true"], mounts=[parse_mount(f"{tmp_path}/none:/mnt")])
     with pytest.raises(errors.Error, match=r"^OCI runtime create failed: .*none.*[Nn]o such file or directory"):
         run(bundle)
+
+
+@pytest.mark.parametrize(("args", "env"), [("ls -l", ()), (["ls", 1], ()), (["ls"], "A=b"), (7, ())])
+def test_a_text_is_not_a_list_of_letters(args: Any, env: Any) -> None:
+    with pytest.raises(errors.InvalidArgument, match=r"is not a (list of texts|text)"):
+        make_spec(args, env=env)

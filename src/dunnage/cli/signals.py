@@ -19,6 +19,8 @@ INTERRUPTS_THAT_KILL = 3
 class Signals:
     """What our signals mean, from the first moment to the last: a context manager in the task that does the work.
 
+    Those that our caller ignores (`nohup`) stay ignored, and go to nobody.
+
     Until a process is started, the first one cancels that task, which then leaves nothing behind. From then on they are
     the process's own. After its end they wait until what is left is tidied up. Ctrl-C three times always gets through.
     """
@@ -28,17 +30,19 @@ class Signals:
         """The signal that cancelled the task."""
         self._receive: Callable[[signal.Signals, int], object] = self._cancel
         self._interrupts = 0
+        self._caught: list[signal.Signals] = []
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
-        for number in _CAUGHT:
+        self._caught = [number for number in _CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in self._caught:
             asyncio.get_running_loop().add_signal_handler(number, self._got, number)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in _CAUGHT:
+        for number in self._caught:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     @contextlib.contextmanager

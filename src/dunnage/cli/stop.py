@@ -42,6 +42,8 @@ async def _stop() -> int:
 async def _remove(node: Node, name: str) -> bool:
     try:
         await node.remove(name, force=True)
+    except errors.NotFound:
+        return True  # somebody else has removed it in the meantime, which is what was wanted
     except errors.Error as error:
         complain(error, f"container {name}")
         return False

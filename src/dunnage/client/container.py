@@ -25,7 +25,7 @@ from dunnage.client.connection import Connection
 from dunnage.client.stdio import PIPE, Stdio, Streams, discarding
 from dunnage.client.terminal import terminal_size
 from dunnage.client.values import Exit, Finished, State, Status, read_time
-from dunnage.spec import check_process
+from dunnage.spec import check_process, check_words
 
 _PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 # runc create and runc exec take what the container needs; this only bounds a worker that is gone
@@ -335,6 +335,8 @@ def exec_process(
     user: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The OCI process of an exec: the init's, with what is given put in its place."""
+    check_words("command", args)
+    check_words("environment", env)
     process = dict(config.get("process") or {})
     process["args"] = list(args)
     process["env"] = merge_env(process.get("env") or [], env)

@@ -43,16 +43,21 @@ async def delete(bundle: Path, namespace: str, id: str, command: Sequence[str] |
 
 async def _run(action: str, bundle: Path, namespace: str, id: str, command: Sequence[str] | None, *flags: str) -> bytes:
     environment = {name: value for name, value in os.environ.items() if name not in _CONTAINERD_ENVIRONMENT}
-    process = await asyncio.create_subprocess_exec(
-        *(launcher_command() if command is None else command),
-        *("-namespace", namespace, "-id", id, *flags, action),
-        cwd=bundle,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a Ctrl-C at our terminal is for us: half a launch is more to clear away than a whole
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(launcher_command() if command is None else command),
+            *("-namespace", namespace, "-id", id, *flags, action),
+            cwd=bundle,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C at our terminal is for us: half a launch is more to clear away than one
+        )
+    except FileNotFoundError:
+        if bundle.is_dir():
+            raise
+        raise errors.NotFound(f"container {id} does not exist") from None
     answer = asyncio.ensure_future(asyncio.wait_for(process.communicate(), _TIMEOUT_S))
     try:
         output, complaint = await asyncio.shield(answer)

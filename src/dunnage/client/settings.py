@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from dunnage import errors
 from dunnage.client.bundle import Bundle, host_files, host_filesystems
 from dunnage.client.container import merge_env
-from dunnage.spec import check_process, check_text, make_spec, parse_mount
+from dunnage.spec import check_process, check_text, check_words, make_spec, parse_mount
 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # on the host's own root its programs are where the caller's shell finds them
@@ -48,6 +48,8 @@ class Settings:
         """InvalidArgument for what cannot be meant together."""
         if self.rootfs is not None and self.bundle is not None:
             raise errors.InvalidArgument("a root directory and a bundle exclude each other")
+        check_words("command", self.args)
+        check_words("environment", self.env)
         if self.bundle is None and not self.args:
             raise errors.InvalidArgument("no command to run")
         check_text("runtime", self.runtime)
@@ -135,8 +137,11 @@ def _prepare_bundle(settings: Settings, source: Path, bundle: Bundle, terminal: 
         config: dict[str, Any] = json.loads((source / "config.json").read_bytes())
         process, root, linux = config["process"], config["root"], config.setdefault("linux", {})
         root["path"] = str(source.absolute() / root["path"])
-        process["args"] = list(settings.args or process.get("args") or ())
-        process["env"] = merge_env(process.get("env") or [], settings.env)
+        args, env = settings.args or process.get("args") or (), process.get("env") or ()
+        check_words(f"{source}/config.json: args", args)
+        check_words(f"{source}/config.json: env", env)
+        process["args"] = list(args)
+        process["env"] = merge_env(env, settings.env)
         process["cwd"] = process.get("cwd", "/") if settings.cwd is None else settings.cwd
         process["terminal"] = terminal
         linux.setdefault("cgroupsPath", cgroups_path(bundle))

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from dunnage import errors
+from dunnage.spec.resources import Resources
 from dunnage.spec.users import resolve_user
 from dunnage.spec.values import Mount
 
 OCI_VERSION = "1.0.2"
-CPU_PERIOD_US = 100_000
 
 CAPABILITIES = (
     "CAP_CHOWN",
@@ -84,9 +84,12 @@ def make_spec(
     ``users_root`` is where the names in ``user`` can be looked up now, if that isn't ``rootfs_path``. ``unified`` says
     whether the host has cgroup v2 alone (None: see for yourself); the container then gets a cgroup namespace.
     """
+    check_words("command", args)
+    check_words("environment", env)
     check_process(args, env, cwd)
     own = list(mounts)
     _check(own, rootfs_path, hostname, pids, network)
+    limits = Resources(memory_bytes=memory_bytes, cpus=cpus, pids=pids)
     taken = {mount.destination for mount in own}
     capabilities = list(CAPABILITIES)
     spec: dict[str, Any] = {
@@ -107,7 +110,8 @@ def make_spec(
         "root": {"path": rootfs_path, "readonly": read_only},
         "mounts": [mount.to_oci() for mount in (*(m for m in MOUNTS if m.destination not in taken), *own)],
         "linux": {
-            "resources": _make_resources(memory_bytes, cpus, pids),
+            # the runtime itself adds the devices that every container has
+            "resources": {"devices": [{"allow": False, "access": "rwm"}], **limits.to_oci()},
             "namespaces": [{"type": name} for name in _namespaces(network, unified)],
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READONLY_PATHS),
@@ -138,6 +142,15 @@ def check_process(args: Sequence[str], env: Sequence[str], cwd: str) -> None:
     check_text("working directory", cwd)
 
 
+def check_words(what: str, texts: object) -> None:
+    """InvalidArgument where one text, or anything else, stands for a list of them: Python would take its letters."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str | bytes):
+        raise errors.InvalidArgument(f"{what} {texts!r} is not a list of texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise errors.InvalidArgument(f"{what}: {text!r} is not a text")
+
+
 def check_text(what: str, *texts: str) -> None:
     """InvalidArgument for what is not UTF-8: a specification is JSON, which would have other bytes in its place."""
     for text in texts:
@@ -156,18 +169,6 @@ def _check(mounts: Iterable[Mount], rootfs_path: str, hostname: str | None, pids
         raise errors.InvalidArgument(f"a limit of {pids} processes is less than 1")
     if network not in ("host", "none"):
         raise errors.InvalidArgument(f"network {network!r} is neither host nor none")
-
-
-def _make_resources(memory_bytes: int | None, cpus: float | None, pids: int | None) -> dict[str, Any]:
-    # the runtime itself adds the devices that every container has
-    resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
-    if memory_bytes is not None:
-        resources["memory"] = {"limit": memory_bytes}
-    if cpus is not None:
-        resources["cpu"] = {"quota": round(cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
-    if pids is not None:
-        resources["pids"] = {"limit": pids}
-    return resources
 
 
 def _namespaces(network: str, unified: bool | None) -> list[str]:

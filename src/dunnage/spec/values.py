@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dunnage import errors
+from dunnage.spec.resources import UNLIMITED
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE)
 _LEAST_CPUS = 0.01
@@ -49,6 +50,21 @@ def parse_cpus(text: str) -> float:
             f"cpus {text!r} is not a number of processors such as 0.5 (at least {_LEAST_CPUS})"
         )
     return cpus
+
+
+_N = TypeVar("_N", int, float)
+
+
+def parse_limit(text: str, parse: Callable[[str], _N]) -> _N:
+    """What `parse` makes of it; `UNLIMITED` for ``max``, and for docker's ``-1``."""
+    return UNLIMITED if text.strip().lower() in ("max", "-1") else parse(text)
+
+
+def parse_pids(text: str) -> int:
+    """How many processes and threads, as ``100``."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 63):
+        raise errors.InvalidArgument(f"pids {text!r} is not a number of processes such as 100")
+    return int(text)
 
 
 def parse_mount(text: str) -> Mount:
