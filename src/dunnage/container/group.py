@@ -43,6 +43,14 @@ class Group:
         """True if nothing is here and nothing is to come."""
         return not (self.containers or self.lost or self._creating or self._announced)
 
+    @property
+    def to_come(self) -> dict[str, str]:
+        """Those that are not here yet, by id, and what is awaited for each."""
+        found = dict.fromkeys(self._announced, "its Create is awaited")
+        for container_id in self._creating:
+            found[container_id] = "is taken up" if self.is_taking_up(container_id) else "is created"
+        return found
+
     def announce(self, container_id: str, until: float) -> None:
         """A ``start`` was answered: its Create is awaited until then (in the clock of ``expire``)."""
         self._announced[container_id] = until

@@ -181,6 +181,11 @@ class KeeperHost:
             self._inherited.pop(pid, None)
         return status
 
+    @property
+    def inherited_calls(self) -> Mapping[int, str]:
+        """Of a former worker, those that nobody has let go of yet, by pid."""
+        return {pid: name for pid, (name, _, _) in self._inherited.items()}
+
     def adopt_the_rest(self) -> None:
         """Every container of a former worker is watched: reap its other processes too, when they have ended."""
         for pid in tuple(self.unseen):
