@@ -25,7 +25,7 @@ from dunnage.container.container import Container
 from dunnage.container.facts import IO, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
 from dunnage.container.host import Death
-from dunnage.errors import DeadlineExceeded, Error
+from dunnage.errors import DeadlineExceeded, Error, InvalidArgument
 from dunnage.linux import mount
 from dunnage.runtime.client import Runtime
 from dunnage.service import messages
@@ -144,6 +144,13 @@ def _become(entry: Callable[[Any, Mapping[str, int]], int], argument: object, er
         os._exit(status)
 
 
+async def read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from error
+
+
 class Spawner(LocalSpawner):
     """Runs the runtime; a test may hold back what a call returns, or do something before it begins."""
 
@@ -187,6 +194,7 @@ class Stage:
             on_deleted=self._on_deleted,
             on_shutdown=self._on_shutdown,
             recall=self.recalled.get,
+            read_file=read_file,
             log=self.log,
         )
         self._methods = self.service.methods()

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
-from dunnage.api import events_pb2, mount_pb2, options_pb2, task_pb2
+from dunnage.api import events_pb2, mount_pb2, task_pb2
 from dunnage.container.facts import (
     IO,
     Created,
@@ -19,7 +19,6 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
-    Options,
     Started,
 )
 from dunnage.errors import InvalidArgument
@@ -45,45 +44,6 @@ def test_a_time_has_its_nanoseconds() -> None:
 
 def any_of(message: Message, prefix: str = "") -> AnyMessage:
     return AnyMessage(type_url=f"{prefix}{message.DESCRIPTOR.full_name}", value=message.SerializeToString())
-
-
-@pytest.mark.parametrize("prefix", ["", "type.googleapis.com/", "/", "types.containerd.io/x/"])
-def test_options_come_under_a_bare_name_or_with_a_prefix(prefix: str) -> None:
-    message = options_pb2.Options(binary_name="crun", root="/r", systemd_cgroup=True, io_uid=7, io_gid=8)
-    assert messages.options(any_of(message, prefix)) == Options(
-        binary_name="crun", root="/r", systemd_cgroup=True, io_uid=7, io_gid=8
-    )
-
-
-def test_absent_or_empty_options_are_the_defaults() -> None:
-    assert messages.options(AnyMessage()) == Options()
-    assert messages.options(task_pb2.CreateTaskRequest().options) == Options()
-    assert messages.options(any_of(options_pb2.Options())) == Options()
-
-
-def test_unreadable_options_are_an_invalid_argument() -> None:
-    with pytest.raises(InvalidArgument, match=r"containerd\.runc\.v1\.Options"):
-        messages.options(AnyMessage(type_url="containerd.runc.v1.Options", value=b"\xff\xff"))
-    with pytest.raises(InvalidArgument, match=r"some\.Other"):
-        messages.options(AnyMessage(type_url="some.Other"))
-
-
-def test_the_options_file_has_the_names_of_the_fields_and_nothing_empty() -> None:
-    assert messages.options_file(Options()) == {}
-    every = Options(True, True, "/shim", 1, 2, "crun", "/root", True, "/criu")
-    assert messages.options_file(every) == {
-        "no_pivot_root": True,
-        "no_new_keyring": True,
-        "shim_cgroup": "/shim",
-        "io_uid": 1,
-        "io_gid": 2,
-        "binary_name": "crun",
-        "root": "/root",
-        "systemd_cgroup": True,
-        "criu_work_path": "/criu",
-    }
-    fields = {field.name for field in options_pb2.Options.DESCRIPTOR.fields}
-    assert set(messages.options_file(every)) <= fields
 
 
 def test_an_exec_s_spec_is_json_whatever_its_type_url() -> None:

@@ -25,7 +25,7 @@ class IO(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The runtime options of one container (shim v2, §3.2)."""
+    """The runtime options of one container (shim v2, §3.2), each called as in ``options.json``; empty: the default."""
 
     no_pivot_root: bool = False
     no_new_keyring: bool = False
@@ -36,6 +36,7 @@ class Options(NamedTuple):
     root: str = ""
     systemd_cgroup: bool = False
     criu_work_path: str = ""
+    criu_path: str = ""
 
 
 class Ended(NamedTuple):

@@ -28,11 +28,13 @@ class Globals:
     root: str
     log: str
     systemd_cgroup: bool = False
+    criu: str = ""
 
     def argv(self) -> list[str]:
         return [
             *("--root", self.root),
             *("--log", self.log, "--log-format", "json"),
+            *_option("--criu", self.criu),
             *_flag("--systemd-cgroup", self.systemd_cgroup),
         ]
 

@@ -82,12 +82,13 @@ class Runtime:
         env: Mapping[str, str],
         deadline_s: float = DEADLINE_S,
         scope: str = "",
+        criu: str = "",
     ) -> None:
         """``command`` is a path, or a name to be found in ``env``'s PATH; ``scope`` (a namespace) qualifies names."""
         self.command = command
         self.log_path = log_path
         self.deadline_s = deadline_s
-        self._globals = arguments.Globals(root, log_path, systemd_cgroup)
+        self._globals = arguments.Globals(root, log_path, systemd_cgroup, criu)
         self._spawner = spawner
         self._env = {name: value for name, value in env.items() if name != "NOTIFY_SOCKET"}
         self._scope = scope

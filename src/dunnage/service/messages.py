@@ -10,7 +10,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from dunnage.api import anys, events_pb2, mount_pb2, options_pb2, task_types_pb2
+from dunnage.api import events_pb2, mount_pb2, task_types_pb2
 from dunnage.container.facts import (
     IO,
     Created,
@@ -20,7 +20,6 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
-    Options,
     Started,
 )
 from dunnage.container.states import State
@@ -48,19 +47,6 @@ def timestamp(nanoseconds: int | None) -> Timestamp:
 
 def mounts(messages: Iterable[mount_pb2.Mount]) -> tuple[Mount, ...]:
     return tuple(Mount(m.type, m.source, m.target, tuple(m.options)) for m in messages)
-
-
-def options(packed: AnyMessage) -> Options:
-    """The options of a Create. Absent or empty: the defaults. Raises InvalidArgument for another type or bad bytes."""
-    if not packed.type_url and not packed.value:
-        return Options()
-    message = anys.unpack(packed, [options_pb2.Options])
-    return Options(**{name: getattr(message, name) for name in Options._fields})
-
-
-def options_file(values: Options) -> dict[str, object]:
-    """What ``options.json`` holds: the names of the messages' fields, empty ones left out (shim v2, §1.9)."""
-    return {name: value for name, value in values._asdict().items() if value}
 
 
 def process_spec(packed: AnyMessage) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from dunnage.container.group import Group
 from dunnage.container.states import State
 from dunnage.errors import Error, InvalidArgument, Unimplemented
 from dunnage.service import messages
+from dunnage.service.options import ReadFile, options_file, read_options
 from dunnage.ttrpc.server import Call, Method
 
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -53,6 +54,7 @@ class TaskService:
         on_deleted: Callable[[Group, Container], None],
         on_shutdown: Callable[[Group], None],
         recall: Callable[[str], Ended | None],
+        read_file: ReadFile,
         log: logging.Logger,
     ) -> None:
         self._group = group
@@ -60,6 +62,7 @@ class TaskService:
         self._on_deleted = on_deleted
         self._on_shutdown = on_shutdown
         self._recall = recall
+        self._read_file = read_file
         self._log = log
         self._changes: set[asyncio.Task[Any]] = set()
 
@@ -110,16 +113,16 @@ class TaskService:
             raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
         if request.checkpoint:
             raise Unimplemented("restore from a checkpoint")
-        options = messages.options(request.options)
         io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
         self._group.begin_create(request.id)
         created = None
         try:
+            options = await read_options(request.options, self._read_file)
             container = self._make_container(
                 self._group, request.id, request.bundle, io, messages.mounts(request.rootfs), options
             )
             try:
-                container.bundle.write_options(messages.options_file(options), options.binary_name)
+                container.bundle.write_options(options_file(options), options.binary_name)
                 await container.create()
             except BaseException:
                 container.bundle.forget()

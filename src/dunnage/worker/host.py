@@ -19,9 +19,11 @@ from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
 from dunnage.stdio.file import open_elsewhere
 
+from dunnage.worker import reading
 MOUNT = "dunnage.linux.mount:mount_all"
 OPEN_LOG = "dunnage.stdio.file:send_opened"
 UNMOUNT = "dunnage.linux.mount:unmount_all"
+READ = "dunnage.worker.reading:send_content"
 
 _PROCESS = "process:"
 """How the processes of containers are claimed from the keeper; its other children are calls."""
@@ -149,6 +151,16 @@ class KeeperHost:
         name: str,
         argv: Sequence[str],
         *,
+    async def read_file(self, path: str) -> bytes:
+        """Read a file that may lie where reading sleeps. Raises InvalidArgument where it cannot be read,
+        DeadlineExceeded when it does not answer."""
+        content = os.memfd_create("dunnage content", os.MFD_CLOEXEC)
+        try:
+            await self._in_forked_child(f"read:{path}", READ, path, f"reading {path}", fds={reading.CONTENT: content})
+            return reading.received(content, path)
+        finally:
+            os.close(content)
+
         env: Mapping[str, str],
         cwd: str,
         fds: Mapping[int, int],
@@ -244,14 +256,16 @@ class KeeperHost:
         if suspects:
             self.look_for_orphans()
 
-    async def _in_forked_child(self, name: str, entry: str, argument: object, what: str) -> None:
+    async def _in_forked_child(
+        self, name: str, entry: str, argument: object, what: str, *, fds: Mapping[str, int] | None = None
+    ) -> None:
         """Raises Error: what the child said, or why there is none."""
         try:
             error_fd = os.memfd_create("dunnage error", os.MFD_CLOEXEC)
         except OSError as error:
             raise Error(f"{what} cannot begin: {error}") from error
         try:
-            fork = self.keeper.fork(name, entry, argument, fds={"error": error_fd})
+            fork = self.keeper.fork(name, entry, argument, fds={"error": error_fd, **(fds or {})})
             try:
                 exit = await self._call(name, fork, self._mount_timeout_s)
             except TimeoutError as error:

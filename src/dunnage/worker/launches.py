@@ -14,7 +14,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
 import dunnage
-from dunnage.api import options_pb2, runtime_info_pb2, task_pb2
+from dunnage.api import runtime_info_pb2, task_pb2
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
 from dunnage.container.facts import Ended
@@ -24,6 +24,7 @@ from dunnage.linux.attributes import Attributes, oom_score_adj_of
 from dunnage.linux.namespaces import namespaces
 from dunnage.runtime.client import Runtime
 from dunnage.service import messages
+from dunnage.service.options import ReadFile, read_options
 from dunnage.worker import flags as shim_flags
 from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, refusal
 from dunnage.worker.groups import LAUNCHER, OtherWorkers
@@ -70,9 +71,10 @@ class Launches:
             if not flags.id:
                 return refusal("task id cannot be empty")
             if flags.action == "start":
-                name, cgroup = self._worker_for(flags, request)
-                if self._others is not None and name:
-                    return await self._others.ask(name, request, cgroup=cgroup)
+                if self._others is not None:
+                    name, cgroup = await self._worker_for(flags, request)
+                    if name:
+                        return await self._others.ask(name, request, cgroup=cgroup)
                 return LaunchAnswer(stdout=os.fsencode(self._start(flags, request)))
             if flags.action == "delete":
                 other = self._others.serving(_read_address(request.cwd)) if self._others is not None else None
@@ -94,7 +96,7 @@ class Launches:
         if request.stdin:
             options = _options(request.stdin)
             info.options.CopyFrom(options)
-            command = messages.options(options).binary_name or command
+            command = (await read_options(options, self._worker.host.read_file)).binary_name or command
         path = shutil.which(command, path=request.env.get("PATH"))
         if path is None:
             raise NotFound(f'failed to look up the path of "{command}": executable file not found in $PATH')
@@ -129,9 +131,9 @@ class Launches:
 
     # start
 
-    def _worker_for(self, flags: shim_flags.Flags, request: LaunchRequest) -> tuple[str, str]:
+    async def _worker_for(self, flags: shim_flags.Flags, request: LaunchRequest) -> tuple[str, str]:
         """The name of the worker that a start asks for, empty for the node's, and the cgroup that worker lives in."""
-        cgroup = shim_cgroup(request.stdin)
+        cgroup = await shim_cgroup(request.stdin, self._worker.host.read_file)
         if cgroup:
             return f"cgroup {cgroup}", cgroup
         match self._worker.config.group:
@@ -366,12 +368,10 @@ def _options(stdin: bytes) -> AnyMessage:
         raise InvalidArgument(f"the options on stdin are no Any: {error}") from error
 
 
-def shim_cgroup(stdin: bytes) -> str:
-    """The cgroup that the options on a start's stdin name for the shim; unreadable options name none (§1.5.10)."""
+async def shim_cgroup(stdin: bytes, read_file: ReadFile) -> str:
+    """The cgroup that the options on a start's stdin name for the shim. Options that cannot be read name none, as
+    upstream has it from 1.7 on (§1.5.10): Create is given the same ones, and refuses them with a code."""
     try:
-        packed = AnyMessage.FromString(stdin)
-        if packed.type_url.rpartition("/")[2] != options_pb2.Options.DESCRIPTOR.full_name:
-            return ""
-        return options_pb2.Options.FromString(packed.value).shim_cgroup
-    except DecodeError:
+        return (await read_options(_options(stdin), read_file)).shim_cgroup
+    except Error:
         return ""

@@ -97,6 +97,7 @@ class Worker:
             on_deleted=lambda _, container: self.forget(served, container),
             on_shutdown=lambda _: self._on_shutdown(served),
             recall=lambda container_id: self._ends.of_container(namespace, container_id),
+            read_file=self.host.read_file,
             log=self.log,
         )
         methods = {name: _after_take_up(group, method) for name, method in service.methods().items()}
@@ -197,6 +198,7 @@ class Worker:
             deadline_s=self.config.runtime_timeout_s,
             scope=namespace,
         )
+            criu=options.criu_path,
 
         def tell(fact: Fact) -> None:
             served.publisher.publish(messages.event(container_id, fact))
