@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -20,9 +21,10 @@ from google.protobuf.message import Message
 from tests.runtime.local import Exit, LocalSpawner
 
 from dunnage.api import task_pb2, ttrpc_pb2
+from dunnage.cgroups import open_oom_watch
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
-from dunnage.container.facts import IO, Ended, Fact, Mount, Options
+from dunnage.container.facts import IO, Checkpoint, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error, InvalidArgument
@@ -99,6 +101,7 @@ class Host:
 
     def __init__(self) -> None:
         self.keep = Keep()
+        self.oom = open_oom_watch(log=logging.getLogger("dunnage.tests.stage"))
         self.pipe_budget = PipeBudget()
         self.watches: set[Watch] = set()
         self.hanging_mount: asyncio.Event | None = None
@@ -112,6 +115,10 @@ class Host:
 
     async def open_log(self, path: str) -> int:
         return open_log(path)
+
+    async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
+        module, _, function = entry.partition(":")
+        await self._in_child(getattr(importlib.import_module(module), function), argument)
 
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
         if self.hanging_mount is not None:
@@ -310,11 +317,18 @@ class Stage:
     # What a worker does
 
     def _make_container(
-        self, group: Group, container_id: str, path: str, io: IO, rootfs: tuple[Mount, ...], options: Options
+        self,
+        group: Group,
+        container_id: str,
+        path: str,
+        io: IO,
+        rootfs: tuple[Mount, ...],
+        options: Options,
+        checkpoint: Checkpoint,
     ) -> Container:
         bundle = Bundle.open(path)
         self.host.keep.store(f"bundle:{NAMESPACE}/{container_id}", bundle.directory)
-        return self.container(container_id, bundle, io=io, rootfs=rootfs, options=options)
+        return self.container(container_id, bundle, io=io, rootfs=rootfs, options=options, checkpoint=checkpoint)
 
     def container(self, container_id: str, bundle: Bundle, **settings: Any) -> Container:
         runtime = Runtime(
@@ -362,6 +376,7 @@ class Stage:
             self._on_deleted(self.group, container)
         for watch in list(self.host.watches):
             watch.stop()
+        self.host.oom.close()
 
 
 @contextmanager

@@ -69,17 +69,17 @@ def test_a_start_that_failed_has_not_begun_for_the_next_worker(perform: Perform)
     async def scenario(stage: Stage) -> None:
         await stage.create("c1", ["sleep", "100"])
         record = stage.directory / "c1/dunnage.json"
-        began: list[bool] = []
+        began: list[str] = []
 
         async def fail() -> None:
-            began.append(json.loads(record.read_text())["init"]["start_began"])
+            began.append(json.loads(record.read_text())["init"]["began"])
             raise TimeoutError
 
         stage.spawner.before["start"] = fail
         with pytest.raises(RpcError, match="did not end within"):
             await stage.start("c1")
-        assert began == [True]
-        assert not json.loads(record.read_text())["init"]["start_began"]
+        assert began == ["start"]
+        assert json.loads(record.read_text())["init"]["began"] is None
         await stage.kill("c1")
         await stage.wait("c1")
 

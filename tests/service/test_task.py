@@ -218,16 +218,6 @@ def test_connect_names_the_init(perform: Perform) -> None:
     perform(scenario)
 
 
-def test_calls_that_are_not_offered_say_so(perform: Perform) -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.create("c1", ["true"])
-        code, text = await stage.refusal("Pause", task_pb2.PauseRequest(id="c1"))
-        assert code == 12
-        assert text.endswith(": not implemented")
-
-    perform(scenario)
-
-
 def test_resize_and_close_io_without_terminal_or_stdin_are_nothing(perform: Perform) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.run("c1", ["sleep", "100"])

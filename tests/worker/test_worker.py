@@ -16,7 +16,7 @@ import pytest
 
 from dunnage.api import events_pb2, node_pb2
 from dunnage.config import Config
-from dunnage.container.facts import IO, Options
+from dunnage.container.facts import IO, Checkpoint, Options
 from dunnage.errors import FailedPrecondition
 from dunnage.keeper.client import Inherited, Keeper
 from dunnage.linux.attributes import Attributes
@@ -136,7 +136,7 @@ def make_group(worker: Worker, directory: Path) -> ServedGroup:
 def test_what_a_launcher_handed_down_is_never_in_no_store(tmp_path: Path) -> None:
     async def scenario(worker: Worker, keep: Keep) -> None:
         served = make_group(worker, tmp_path)
-        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options())
+        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options(), Checkpoint())
         assert container.env == {"FROM": "c1"}
         assert keep.stored.index("bundle:default/c1") < keep.stored.index("group:default/pod")
         container.close()
@@ -162,7 +162,9 @@ def test_a_create_without_a_bundle_leaves_no_launch_behind(tmp_path: Path) -> No
     async def scenario(worker: Worker, keep: Keep) -> None:
         served = make_group(worker, tmp_path)
         with pytest.raises(FailedPrecondition):
-            worker._make_container(served, served.group, "c1", str(tmp_path / "none"), IO(), (), Options())
+            worker._make_container(
+                served, served.group, "c1", str(tmp_path / "none"), IO(), (), Options(), Checkpoint()
+            )
         assert not served.launches
 
     perform(tmp_path, scenario)
@@ -176,7 +178,7 @@ def test_a_container_that_is_gone_is_forgotten_also_where_nothing_can_be_written
 
     async def scenario(worker: Worker, keep: Keep) -> None:
         served = make_group(worker, tmp_path)
-        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options())
+        container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), Options(), Checkpoint())
         served.group.containers["c1"] = container
         monkeypatch.setattr(os, "pwrite", refuse)
         monkeypatch.setattr(os, "unlink", refuse)

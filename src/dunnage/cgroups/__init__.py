@@ -1,6 +1,6 @@
 """cgroups, v1 and v2: which one a container has, its numbers in the kernel's words, its out-of-memory kills.
 
-Nothing here is made or removed: that is the OCI runtime's part.
+No cgroup is made or removed here: that is the OCI runtime's part.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from dunnage.cgroups.controllers import enable_controllers
+from dunnage.cgroups.freezer import thaw
 from dunnage.cgroups.oom import OomWatch, open_oom_watch
 from dunnage.cgroups.paths import Cgroup, CgroupDeleted, V1Cgroup, V2Cgroup, cgroup_of, is_unified
 from dunnage.cgroups.stats_v1 import read_v1
@@ -26,6 +27,7 @@ __all__ = [
     "is_unified",
     "open_oom_watch",
     "read_metrics",
+    "thaw",
 ]
 
 

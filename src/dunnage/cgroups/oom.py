@@ -29,6 +29,10 @@ LOOK_AGAIN_S = (0.01, 0.1, 1.0)
 class OomWatch(Protocol):
     """Watches the cgroups of any number of containers; ``on_oom`` is called in the loop, once for each growth."""
 
+    @property
+    def unified(self) -> bool:
+        """Whether it is v2's."""
+
     def watch(self, name: str, cgroup: Cgroup, on_oom: OnOom, *, told: int = 0) -> None:
         """Begin. ``told``: the last count that was told; kills that were not are told at once, in this call.
 
@@ -54,6 +58,8 @@ class V1OomWatch:
     """An eventfd for each container. It signals that a kill is due, often twice for one, and also when a cgroup above
     ran out of memory and the victim is elsewhere: so it only says when to look at the count.
     """
+
+    unified = False
 
     def __init__(self, *, log: logging.Logger) -> None:
         self._log = log
@@ -121,6 +127,8 @@ class V1OomWatch:
 
 class V2OomWatch:
     """One inotify instance for the ``memory.events`` of all containers; ``oom_kill`` in it counts."""
+
+    unified = True
 
     def __init__(self, *, log: logging.Logger) -> None:
         self._log = log

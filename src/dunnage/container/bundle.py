@@ -50,6 +50,11 @@ class Bundle:
         return os.path.join(self.path, "rootfs")
 
     @property
+    def work(self) -> str:
+        """Where criu works; containerd's bundles have a link there, to a directory on disk."""
+        return os.path.join(self.path, "work")
+
+    @property
     def log_path(self) -> str:
         """Where the runtime writes its log, shared by all its calls for this bundle."""
         return os.path.join(self.path, "log.json")
@@ -83,6 +88,15 @@ class Bundle:
             pass  # containerd has made it
         except OSError as error:
             raise Error(f"{self.rootfs} cannot be made: {error.strerror}") from error
+
+    def make_work(self) -> None:
+        """Make ``work`` where nobody has. Raises Error."""
+        try:
+            os.mkdir("work", 0o700, dir_fd=self.directory)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise Error(f"{self.work} cannot be made: {error.strerror}") from error
 
     def read_spec(self) -> dict[str, Any]:
         """The OCI spec. Raises InvalidArgument where ``config.json`` is missing or no JSON object."""

@@ -1,57 +1,56 @@
 """One container: its init, its execs, and every change a client may ask of them.
 
-A change of one process takes its turn after the one before; an exit takes none: it is written down when it is seen, and
-told when ``ordering`` says so. Owns the processes' stdio and watches, and the bundle; everything else is handed in.
+A change of one process takes its turn after the one before; an exit takes none (``exits``). Owns the processes' stdio
+and watches, and the bundle; everything else is handed in.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from dunnage import stdio
+from dunnage.cgroups import Metrics
+from dunnage.container import checkpoint as checkpoints
 from dunnage.container.bundle import Bundle, Record, has_private_pid_namespace
+from dunnage.container.execs import Execs
+from dunnage.container.exits import KILL, Exits
 from dunnage.container.facts import (
     IO,
+    Checkpoint,
+    CheckpointOptions,
     Created,
     Deleted,
     Ended,
-    ExecAdded,
     ExecStarted,
-    Exited,
     Fact,
     Mount,
     Options,
+    Paused,
+    Resumed,
     Started,
-    fact_to_json,
 )
-from dunnage.container.host import Death, Host
-from dunnage.container.launch import ProcessLaunch
-from dunnage.container.ordering import INIT, ExitOrder
-from dunnage.container.process import UNKNOWN_STATUS, Exec, Init, Process
+from dunnage.container.host import Host
+from dunnage.container.means import Means, is_refusal
+from dunnage.container.ordering import INIT
+from dunnage.container.process import Exec, Init, Process
 from dunnage.container.rootfs import Rootfs
 from dunnage.container.states import Operation, State
-from dunnage.container.takeover import Takeover, io_name
-from dunnage.errors import AlreadyExists, Error, FailedPrecondition, NotFound
+from dunnage.container.takeover import Takeover
+from dunnage.container.telling import Telling
+from dunnage.errors import Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
 from dunnage.runtime.client import Runtime
-from dunnage.runtime.failures import CommandFailed
-
-DELETED_EXECS = 8
-LAST_EXIT_TIMEOUT_S = 2.0  # how long a Delete waits for the end of what the runtime has just killed
-
-KILL = 9
 
 
 class Container:
     """A container from its Create to its Delete.
 
     ``tell`` gets each fact, in the order the world may learn it, and writes it down as an event; ``events_written`` is
-    how many it ever has, of all containers: by that a next worker knows what was told (``bundle.untold``).
+    how many it ever has, of all containers (``telling``). With a ``checkpoint`` the container is made by its Start.
     """
 
     def __init__(
@@ -70,27 +69,27 @@ class Container:
         log: logging.Logger,
         env: Mapping[str, str],
         io_drain_timeout_s: float,
+        checkpoint: Checkpoint = Checkpoint(),  # noqa: B008 - a value
     ) -> None:
         self.namespace = namespace
         self.id = container_id
         self.bundle = bundle
         self.options = options
+        self.checkpoint = checkpoint
         self.init = Init(io)
-        self.execs: dict[str, Exec] = {}
-        self.deleted_execs: dict[str, Ended] = {}
-        """The last few that were deleted, for a Delete that is asked again because its answer was lost."""
         self.log = log
         self.env = env
         self.created_at = time.time_ns()
         self._runtime = runtime
         self._host = host
-        self._tell = tell
-        self._events_written = events_written
-        self._io_drain_timeout_s = io_drain_timeout_s
+        means = Means(namespace, container_id, bundle, options, runtime, host, log, env, io_drain_timeout_s)
+        self._means = means
         self._rootfs = Rootfs(self.name, bundle, rootfs, host)
-        self._order = ExitOrder()
-        self._kills_all = True
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._telling = Telling(
+            container_id, bundle, record=self.record, tell=tell, events_written=events_written, log=log
+        )
+        self._exits = Exits(means, self._telling, self.init, find=self.process)
+        self._execs = Execs(means, self._telling, self._exits, self.init)
 
     @property
     def name(self) -> str:
@@ -100,6 +99,15 @@ class Container:
     @property
     def runtime_command(self) -> str:
         return self._runtime.command
+
+    @property
+    def execs(self) -> Mapping[str, Exec]:
+        return self._execs.by_id
+
+    @property
+    def deleted_execs(self) -> Mapping[str, Ended]:
+        """The last few, for a Delete that is asked again because its answer was lost."""
+        return self._execs.deleted
 
     def process(self, exec_id: str) -> Process:
         """The init for an empty id, else the exec. Raises NotFound."""
@@ -113,24 +121,34 @@ class Container:
 
     async def create(self) -> int:
         """Mount the rootfs, have the runtime create the container, and return its init's pid; on failure undo it all.
+        One that is restored from a checkpoint has no init, and pid 0, before its Start.
 
         Nothing is told of a Create that failed.
         """
-        self._kills_all = not has_private_pid_namespace(self.bundle.read_spec())
+        self._exits.kills_all = not has_private_pid_namespace(self.bundle.read_spec())
         self.save()
         async with self.init.turn:
-            self._order.starting(INIT)
+            self._exits.order.starting(INIT)
             try:
                 await self._rootfs.mount()
-                await self._create_init()
+                if self.checkpoint.path:
+                    self._means.plan(self.init.io)
+                    self.init.state = State.CREATED_CHECKPOINT
+                else:
+                    await self._create_init()
             except BaseException:
-                self._order.start_failed(INIT)
+                self._exits.order.start_failed(INIT)
                 self.init.close()
-                self._release_client_ends(self.init)
+                self._means.release_client_ends(self.init)
                 await self._undo_create()
                 raise
-            self._publish(Created(self.bundle.path, self._rootfs.mounts, self.init.io, "", self.init.pid))
-            self._tell_exits(self._order.started(INIT))
+            if self.checkpoint.path:
+                self._exits.order.start_failed(INIT)  # it has nothing yet that could exit
+            self._telling.publish(
+                Created(self.bundle.path, self._rootfs.mounts, self.init.io, self.checkpoint.path, self.init.pid)
+            )
+            self._exits.cgroup.watch()
+            self._exits.tell(self._exits.order.started(INIT))
         return self.init.pid
 
     async def start(self, exec_id: str) -> int:
@@ -138,54 +156,79 @@ class Container:
         process = self.process(exec_id)
         async with process.turn:
             if isinstance(process, Exec):
-                return await self._start_exec(process)
+                return await self._execs.start(process)
+            self.init.check(Operation.START)
             return await self._start_init()
 
     async def add_exec(self, exec_id: str, io: IO, spec: dict[str, Any]) -> None:
         """Note a further process; nothing runs before its Start."""
-        if exec_id in self.execs:
-            raise AlreadyExists(f"id {exec_id}")
-        self.init.check(Operation.EXEC)
-        stdio.plan(io.stdin, io.stdout, io.stderr, terminal=io.terminal)
-        self.execs[exec_id] = Exec(exec_id, io, spec)
-        self.deleted_execs.pop(exec_id, None)
-        self._publish(ExecAdded(exec_id))
+        self._execs.add(exec_id, io, spec)
 
     # What happens to those that run
+
+    async def pause(self) -> None:
+        """Freeze all of the container. Its state is pausing meanwhile."""
+        async with self.init.turn:
+            self.init.check(Operation.PAUSE)
+            await self._change(Operation.PAUSE, self._runtime.pause)
+            if self.init.has_exited:
+                await self._resume_the_rest()
+                raise Error("cannot pause a stopped container")
+            self._paused()
+
+    async def resume(self) -> None:
+        """Let what was paused go on."""
+        async with self.init.turn:
+            self.init.check(Operation.RESUME)
+            await self._change(Operation.RESUME, self._runtime.resume)
+            if not self.init.has_exited:
+                self._resumed()
+
+    async def update(self, resources: bytes, *, again: bool = False) -> None:
+        """Change the container's limits: ``resources`` is an OCI LinuxResources as JSON. ``again``: a former worker may
+        have done so."""
+        async with self.init.turn:
+            self.init.check(Operation.UPDATE)
+            if again and await self._host.wait_inherited(self._call("update")) == 0:
+                return
+            await self._runtime.update(self.id, resources)
+
+    async def take_checkpoint(self, path: str, options: CheckpointOptions, *, again: bool = False) -> None:
+        """Write the container's state to the directory ``path``. ``again``: a former worker may have done so. A kill
+        does not wait for it."""
+        async with self.init.turn:
+            done = again and (
+                self.init.checkpointed == path or await self._host.wait_inherited(self._call("checkpoint")) == 0
+            )
+            if not done:
+                self.init.check(Operation.CHECKPOINT)
+                await self._change(Operation.CHECKPOINT, partial(self._take_checkpoint, path, options))
+            await checkpoints.tidy_up(self._means, options, keep_log=False)
 
     async def kill(self, exec_id: str, number: int, *, everyone: bool = False, again: bool = False) -> None:
         """Send a signal to the init (through the runtime), to all of the container, or to an exec. ``again``: a former
         worker may have sent it; where its runtime's call succeeded, or the process has ended, it has."""
+        process = self.process(exec_id)
         try:
-            await self._kill(self.process(exec_id), number, everyone, again)
+            async with nullcontext() if self._is_dumping(process) else process.turn:
+                process.check(Operation.KILL)
+                if isinstance(process, Exec):
+                    process.kill(number)
+                elif not again or await self._host.wait_inherited(self._call("kill")) != 0:
+                    await self._kill_init(number, everyone)
         except NotFound:
             if not again:
                 raise
-
-    async def _kill(self, process: Process, number: int, everyone: bool, again: bool) -> None:
-        if not isinstance(process, Exec):
-            async with process.turn:
-                process.check(Operation.KILL)
-                if again and await self._host.wait_inherited(f"runtime:{self.name}:kill") == 0:
-                    return
-                await self._runtime.kill(self.id, number, all=everyone)
-            return
-        async with process.turn:
-            process.check(Operation.KILL)
-            if process.watch is None:
-                raise NotFound("process already finished")
-            try:
-                process.watch.signal(number)
-            except ProcessLookupError as error:
-                raise NotFound("process already finished") from error
-            except OSError as error:
-                raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
 
     async def pids(self) -> list[tuple[int, str]]:
         """Every process in the container as the runtime lists it, each with its exec id or an empty one."""
         pids = await self._runtime.ps(self.id)
         execs = {process.pid: process.id for process in self.execs.values() if process.pid}
         return [(pid, execs.get(pid, "")) for pid in pids]
+
+    def metrics(self) -> Metrics:
+        """What it uses, in the kernel's words. Raises NotFound where its cgroup was never known."""
+        return self._exits.cgroup.metrics()
 
     async def close_stdin(self, exec_id: str) -> None:
         """End the shim's own hold on a process's stdin: it sees its end when every client has let go too."""
@@ -213,42 +256,31 @@ class Container:
         async with process.turn:
             process.check(Operation.DELETE)
             if isinstance(process, Exec):
-                return await self._delete_exec(process)
+                return await self._execs.delete(process)
             return await self._delete_init()
 
     async def destroy(self) -> Ended:
         """End the container whatever its state: for a client that is gone (the ``delete`` action). Tells nothing.
         What is said of ``delete`` holds here too."""
-        self._tell = _tell_nobody
+        self._telling.silence()
         async with self.init.turn:
             if self.init.state is not State.DELETED:
                 await self._force_delete()
         return self.init.ended
 
+    def close(self) -> None:
+        """Give back every descriptor of a container that is deleted or was never made."""
+        for process in [self.init, *self.execs.values()]:
+            process.close()
+        self._exits.cgroup.close()
+        self._host.keep.release(f"bundle:{self.name}")
+        self.bundle.close()
+
     # Between two lives of a worker
 
     def save(self) -> None:
         """Write down what a next worker needs to go on with this container; after its deletion, nothing."""
-        if self.init.state is not State.DELETED:
-            self._save()
-
-    def _publish(self, *facts: Fact) -> None:
-        """Tell facts, in one step with the change they tell of: they are in the record first, and a next worker, before
-        it does anything else, tells those that were not written down as events yet."""
-        if self._tell is _tell_nobody:
-            self.save()
-            return
-        self._save(facts)
-        for fact in facts:
-            self._tell(fact)
-
-    def _save(self, telling: Sequence[Fact] = ()) -> None:
-        facts = [fact_to_json(fact) for fact in telling]
-        try:
-            self.bundle.save({**self.record(), "telling": {"after": self._events_written(), "facts": facts}})
-        except OSError as error:
-            # the container goes on: only a death of this worker would now cost something
-            self.log.error("failed to save the state of container %s: %s", self.id, error)
+        self._telling.save()
 
     def record(self) -> Record:
         return {
@@ -258,11 +290,10 @@ class Container:
             "created_at": self.created_at,
             "rootfs": [list(mount) for mount in self._rootfs.mounts],
             "options": self.options._asdict(),
-            "kills_all": self._kills_all,
+            "checkpoint": list(self.checkpoint),
             "init": self.init.record(),
-            "execs": {process.id: process.record() for process in self.execs.values()},
-            "untold": list(self._order.waiting),
-            "deleted_execs": {exec_id: list(ended) for exec_id, ended in self.deleted_execs.items()},
+            **self._execs.record(),
+            **self._exits.record(),
         }
 
     async def restore(self, record: Record, fds: dict[str, int]) -> None:
@@ -270,16 +301,10 @@ class Container:
         name, all its own from now on. Watches what ran; an exit that was not told yet is told when its time comes. A
         container that was deleted, but not forgotten yet, comes back as deleted."""
         self.created_at = record["created_at"]
-        self._kills_all = record["kills_all"]
+        self.checkpoint = Checkpoint(*record["checkpoint"])
         self.init.restore(record["init"])
-        for exec_id, saved in record["execs"].items():
-            self.execs[exec_id] = Exec(exec_id, IO(*saved["io"]), saved["spec"])
-            self.execs[exec_id].restore(saved)
-        self.deleted_execs = {exec_id: Ended(*ended) for exec_id, ended in record.get("deleted_execs", {}).items()}
-        for exec_id in record["untold"]:
-            if self.process(exec_id).pid:
-                self._order.starting(exec_id)
-                self._order.started(exec_id)
+        self._execs.restore(record)
+        self._exits.restore(record)
         takeover = Takeover(
             self.name, self.id, fds, bundle=self.bundle, runtime=self._runtime, host=self._host, log=self.log
         )
@@ -288,57 +313,99 @@ class Container:
         self.bundle.remove_unfinished()
         takeover.let_go_of_the_rest()
 
+    async def undo_create(self) -> None:
+        """Take back what a Create that a former worker began has left: in the runtime, in the rootfs, in the bundle."""
+        await self._means.forget_in_runtime()
+        await self._undo_create()
+
     async def _take_up(self, takeover: Takeover) -> None:
-        processes = [self.init, *self.execs.values()]
+        processes: list[Process] = [self.init, *self.execs.values()]
         started = []
         for process in processes:
             pid = await takeover.pid_if_started(process)
             if pid:
                 process.pid, process.state = pid, State.RUNNING
-                self._order.starting(process.id)
+                self._exits.order.starting(process.id)
                 started.append(process)
+        began, self.init.began = self.init.began, None
+        if self.init.state is State.CREATED_CHECKPOINT and began is Operation.START:
+            await self._means.forget_in_runtime()  # what is there of it cannot be restored into
         for process in processes:
-            process.stdio = takeover.take_stdio(process, partial(self._plan, process.io))
-            self._watch_again(process)
+            process.stdio = takeover.take_stdio(process, partial(self._means.plan, process.io))
+        if self.init in started and self.checkpoint.path:
+            self._exits.cgroup.find(self.init.pid)
+        if self.init.pid:
+            self._exits.cgroup.watch()
+        for process in processes:
+            self._exits.watch_again(process)
         for process in started:
-            self._publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
-            self._tell_exits(self._order.started(process.id))
+            self._telling.publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
+            self._exits.tell(self._exits.order.started(process.id))
+        if began in (Operation.PAUSE, Operation.RESUME) and not self.init.has_exited:
+            await self._take_up_freezing(takeover, began)
 
-    def _watch_again(self, process: Process) -> None:
-        if process.has_exited:
-            if process.stdio is not None:
-                process.stdio.exited()
-            if process.id in self._order.waiting:
-                self._died(process, Death(process.status, process.exited_at or time.time_ns()))
-        elif process.pid:
-            try:
-                process.watch = self._host.watch(process.pid, lambda death: self._died(process, death))
-            except ProcessLookupError:
-                self.log.error("process %d ended and its exit status is not known", process.pid)
-                self._died(process, Death(UNKNOWN_STATUS, time.time_ns()))
-
-    def close(self) -> None:
-        """Give back every descriptor of a container that is deleted or was never made."""
-        for process in [self.init, *self.execs.values()]:
-            process.close()
-        self._host.keep.release(f"bundle:{self.name}")
-        self.bundle.close()
+    async def _take_up_freezing(self, takeover: Takeover, began: Operation) -> None:
+        paused = await takeover.is_paused(began, was=self.init.state is State.PAUSED)
+        if self.init.has_exited:
+            if paused:
+                await self._resume_the_rest()
+        elif paused and began is Operation.PAUSE:
+            self._paused()
+        elif not paused and began is Operation.RESUME:
+            self._resumed()
 
     # Helpers
 
-    def _launch(self, process: Process) -> ProcessLaunch:
-        return ProcessLaunch(
-            process,
-            lambda: self._plan(process.io),
-            io_name=io_name(self.name, process.id),
-            host=self._host,
-            env=self.env,
-            log=self.log,
-        )
+    def _call(self, verb: str) -> str:
+        """How the keeper knows a call of the runtime for this container."""
+        return f"runtime:{self.name}:{verb}"
+
+    async def _change(self, operation: Operation, change: Callable[..., Any]) -> None:
+        """Ask the runtime for a change; a next worker knows that it was begun."""
+        self.init.began = operation
+        self.save()
+        try:
+            await (change() if operation is Operation.CHECKPOINT else change(self.id))
+        except BaseException:
+            self.init.began = None
+            self.save()
+            raise
+        self.init.began = None
+
+    def _paused(self) -> None:
+        self.init.state = State.PAUSED
+        self._telling.publish(Paused())
+
+    def _resumed(self) -> None:
+        self.init.state = State.RUNNING
+        self._telling.publish(Resumed())
+
+    async def _resume_the_rest(self) -> None:
+        """The init ended while it was being paused: what it leaves behind is not to stay frozen."""
+        try:
+            await self._runtime.resume(self.id)
+        except Error as error:
+            self.log.warning("failed to resume a container whose init has ended: %s", error)
+
+    async def _take_checkpoint(self, path: str, options: CheckpointOptions) -> None:
+        await checkpoints.take(self._means, path, options)
+        self.init.checkpointed, self.init.began = path, None
+        self.save()
+
+    def _is_dumping(self, process: Process) -> bool:
+        return process is self.init and self.init.began is Operation.CHECKPOINT
+
+    async def _kill_init(self, number: int, everyone: bool) -> None:
+        await self._runtime.kill(self.id, number, all=everyone)
+        if number == KILL and self.init.state is State.PAUSED:
+            try:
+                self._exits.cgroup.thaw()
+            except Error as error:
+                self.log.warning("what was killed in container %s may stay frozen: %s", self.id, error)
 
     async def _create_init(self) -> None:
         init = self.init
-        async with self._launch(init) as launch:
+        async with self._means.launch(init) as launch:
             arguments = Create(
                 self.bundle.path,
                 self.bundle.init_pid_path,
@@ -349,17 +416,12 @@ class Container:
             try:
                 await self._runtime.create(self.id, arguments, launch.runtime_stdio)
                 await launch.succeeded()
-                init.pid = self.bundle.read_pid(INIT)
-                init.watch = self._host.watch(init.pid, lambda death: self._died(init, death))
+                self._exits.watch(init, self.bundle.read_pid(INIT))
             except BaseException as error:
-                if not _is_refusal(error):
-                    await self._forget_in_runtime()
+                if not is_refusal(error):
+                    await self._means.forget_in_runtime()
                 raise
-
-    async def undo_create(self) -> None:
-        """Take back what a Create that a former worker began has left: in the runtime, in the rootfs, in the bundle."""
-        await self._forget_in_runtime()
-        await self._undo_create()
+        self._exits.cgroup.find(init.pid)
 
     async def _undo_create(self) -> None:
         failure = await self._rootfs.unmount()
@@ -369,84 +431,51 @@ class Container:
         self.bundle.forget()
 
     async def _start_init(self) -> int:
-        init = self.init
-        init.check(Operation.START)
-        self._order.starting(INIT)
-        init.start_began = True
-        self.save()
+        init, order = self.init, self._exits.order
+        restores = init.state is State.CREATED_CHECKPOINT
+        order.starting(INIT)
         try:
-            await self._runtime.start(self.id)
+            await self._change(Operation.START, self._restore_init if restores else self._runtime.start)
         except BaseException:
-            init.start_began = False
-            self.save()
-            self._tell_exits(self._order.start_failed(INIT, lives=True))
+            self._exits.tell(order.start_failed(INIT, lives=not restores))
             raise
-        if init.state is State.CREATED:  # else it is over already
+        if init.state in (State.CREATED, State.CREATED_CHECKPOINT):  # else it is over already
             init.state = State.RUNNING
-        self._publish(Started(init.pid))
-        self._tell_exits(self._order.started(INIT))
+        self._telling.publish(Started(init.pid))
+        if restores:
+            self._exits.cgroup.watch()
+        self._exits.tell(order.started(INIT))
         return init.pid
 
-    async def _start_exec(self, process: Exec) -> int:
-        process.check(Operation.START)
-        if self.init.has_exited or not self._order.starting(process.id):
-            process.release_waiters()
-            raise FailedPrecondition(f"container {self.id} init process is not running")
-        process.hold_waiters()
-        pid_file = self.bundle.exec_pid_path(process.id)
-        self.bundle.remove(f"{process.id}.pid")
+    async def _restore_init(self, container_id: str) -> None:
+        """Make the container of its checkpoint."""
+        init = self.init
+        self.bundle.make_work()
+        self.bundle.remove("init.pid")
         try:
-            async with self._launch(process) as launch:
-                await self._runtime.exec(
-                    self.id,
-                    process.id,
-                    process.spec,
-                    pid_file=pid_file,
-                    console_socket=launch.console_path,
-                    stdio=launch.runtime_stdio,
+            async with self._means.launch(init) as launch:
+                arguments = checkpoints.restore_arguments(
+                    self.bundle, self.options, self.checkpoint, launch.console_path
                 )
+                await self._runtime.restore(container_id, arguments, launch.runtime_stdio)
                 await launch.succeeded()
-                process.check(Operation.START)  # the container may have been ended meanwhile
-                pid = self.bundle.read_pid(process.id)
-                process.watch = self._host.watch(pid, lambda death: self._died(process, death))
-                process.pid = pid
-        except BaseException as error:
-            if not _is_refusal(error):
-                self._end_stray(process.id)
-            self._release_client_ends(process)
-            process.release_waiters()
-            self._tell_exits(self._order.start_failed(process.id))
+                self._exits.watch(init, self.bundle.read_pid(INIT))
+        except BaseException:
+            await self._means.forget_in_runtime()
+            self.bundle.remove("init.pid")
             raise
-        process.state = State.RUNNING
-        self._publish(ExecStarted(process.id, process.pid))
-        self._tell_exits(self._order.started(process.id))
-        return process.pid
-
-    async def _delete_exec(self, process: Exec) -> Ended:
-        await self._drain(process)
-        process.state = State.DELETED
-        process.close()
-        if not process.pid:
-            self._release_client_ends(process)
-        process.release_waiters()
-        self.bundle.remove(f"{process.id}.pid")
-        del self.execs[process.id]
-        self.deleted_execs[process.id] = process.ended
-        while len(self.deleted_execs) > DELETED_EXECS:
-            del self.deleted_execs[next(iter(self.deleted_execs))]
-        self.save()
-        return process.ended
+        self._exits.cgroup.find(init.pid)
 
     async def _delete_init(self) -> Ended:
         init = self.init
         ended_before = init.has_exited
         if ended_before:
-            await self._drain(init)
+            await self._means.drain(init)
         try:
             await self._runtime.delete(self.id)
-            await self._await_last_exit()
+            await self._exits.await_last()
             if not ended_before:
-                await self._drain(init)
+                await self._means.drain(init)
         finally:
             failure = await self._leave_rootfs()
         if failure is not None:
@@ -459,7 +488,7 @@ class Container:
             await self._runtime.delete(self.id, force=True)
         except Error as error:
             self.log.warning("failed to remove runc container: %s", error)
-        await self._await_last_exit()
+        await self._exits.await_last()
         failure = await self._leave_rootfs()
         if failure is not None:
             self.log.warning("%s", failure)
@@ -472,95 +501,9 @@ class Container:
             self.init.stdio = None
         return await self._rootfs.unmount()
 
-    async def _await_last_exit(self) -> None:
-        """The runtime has killed what ran: see it end, so that its exit is told before the deletion."""
-        if self.init.pid and not self.init.is_over:
-            try:
-                await asyncio.wait_for(self.init.wait(), LAST_EXIT_TIMEOUT_S)
-            except TimeoutError:
-                self.log.error("init process %d of a deleted container did not end", self.init.pid)
-
     def _deleted(self) -> None:
         for process in [self.init, *self.execs.values()]:
             process.state = State.DELETED
             process.release_waiters()
-        self._publish(Deleted(self.init.ended))
-        self._tell = _tell_nobody  # nothing comes after it
-
-    async def _drain(self, process: Process) -> None:
-        if process.stdio is not None and not await process.stdio.wait_drained(self._io_drain_timeout_s):
-            self.log.error("failed to drain %s process %s io", "exec" if process.id else "init", process.id or self.id)
-
-    async def _forget_in_runtime(self) -> None:
-        try:
-            await self._runtime.delete(self.id, force=True)
-        except Error as error:
-            self.log.error("failed to delete a container that was created in vain: %s", error)
-
-    def _end_stray(self, exec_id: str) -> None:
-        """A start was given up whose process may be there all the same: nobody would ever know it."""
-        try:
-            pid = self.bundle.read_pid(exec_id)
-            self._host.watch(pid, lambda death: None).signal(KILL)
-        except (Error, ProcessLookupError):
-            pass  # nothing was made, or it has ended
-        self.bundle.remove(f"{exec_id}.pid")
-
-    def _died(self, process: Process, death: Death) -> None:
-        """A process was seen dead. When this returns, its end is in the record."""
-        process.set_exited(death)
-        if process.stdio is not None:
-            process.stdio.exited()
-        if process is self.init and self._kills_all:
-            self._order.init_dying()
-            self.save()
-            self._in_background(self._end_the_rest())
-            return
-        may_be_told = self._order.exited(process.id)
-        if may_be_told:
-            self._tell_exits(may_be_told)
-        else:
-            self.save()
-
-    async def _end_the_rest(self) -> None:
-        """Kill what an init without a pid namespace of its own leaves behind, then let its exit be told."""
-        try:
-            await self._runtime.kill(self.id, KILL, all=True)
-        except NotFound:
-            pass  # nothing was left
-        except Error as error:
-            self.log.warning("failed to kill init's children: %s", error)
-        self._tell_exits(self._order.exited(INIT))
-
-    def _tell_exits(self, process_ids: Sequence[str]) -> None:
-        processes = [self.process(process_id) for process_id in process_ids]
-        for process in processes:
-            process.finish()
-        if processes:
-            self._publish(*(Exited(process.id, process.ended) for process in processes))
-
-    def _release_client_ends(self, process: Process) -> None:
-        """No start of this process will be tried again: let go of what a former worker's may have left open."""
-        for end in stdio.CLIENT_ENDS:
-            self._host.keep.release(f"{io_name(self.name, process.id)}:{end}")
-
-    def _plan(self, io: IO) -> stdio.Plan:
-        options = self.options
-        return stdio.plan(
-            io.stdin, io.stdout, io.stderr, terminal=io.terminal, io_uid=options.io_uid, io_gid=options.io_gid
-        )
-
-    def _in_background(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """True if the runtime has failed by itself, and so has cleaned up; False if it was given up or killed, or what
-    followed failed."""
-    return isinstance(error.__cause__, CommandFailed) and not error.__cause__.killed
-
-
-def _tell_nobody(fact: Fact) -> None:
-    """For a container whose client is gone."""
+        self._exits.cgroup.close()
+        self._telling.publish_last(Deleted(self.init.ended))

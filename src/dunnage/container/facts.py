@@ -39,6 +39,26 @@ class Options(NamedTuple):
     criu_path: str = ""
 
 
+class Checkpoint(NamedTuple):
+    """Where a container that was checkpointed is to be restored from; an empty ``path``: it is made new."""
+
+    path: str = ""
+    parent: str = ""
+
+
+class CheckpointOptions(NamedTuple):
+    """What a Checkpoint is to be like (shim v2, §3.2)."""
+
+    exit: bool = False
+    open_tcp: bool = False
+    external_unix_sockets: bool = False
+    terminal: bool = False
+    file_locks: bool = False
+    empty_namespaces: tuple[str, ...] = ()
+    work_path: str = ""
+    parent_path: str = ""
+
+
 class Ended(NamedTuple):
     """A process's end. ``exited_at`` is in nanoseconds since the epoch; None: it never ran, or its time is unknown."""
 
@@ -75,11 +95,23 @@ class Exited(NamedTuple):
     ended: Ended
 
 
+class Paused(NamedTuple):
+    pass
+
+
+class Resumed(NamedTuple):
+    pass
+
+
+class OutOfMemory(NamedTuple):
+    """The kernel has killed in the container for want of memory, once or more often."""
+
+
 class Deleted(NamedTuple):
     ended: Ended
 
 
-Fact = Created | Started | ExecAdded | ExecStarted | Exited | Deleted
+Fact = Created | Started | ExecAdded | ExecStarted | Paused | Resumed | OutOfMemory | Exited | Deleted
 
 
 def fact_to_json(fact: Fact) -> list[Any]:
@@ -99,6 +131,12 @@ def fact_from_json(value: Sequence[Any]) -> Fact:
             return ExecAdded(exec_id)
         case ["ExecStarted", exec_id, pid]:
             return ExecStarted(exec_id, pid)
+        case ["Paused"]:
+            return Paused()
+        case ["Resumed"]:
+            return Resumed()
+        case ["OutOfMemory"]:
+            return OutOfMemory()
         case ["Exited", exec_id, ended]:
             return Exited(exec_id, Ended(*ended))
         case ["Deleted", ended]:

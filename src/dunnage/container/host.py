@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from dunnage.cgroups import OomWatch
 from dunnage.container.facts import Mount
 from dunnage.stdio import Keep, PipeBudget
 
@@ -37,6 +38,9 @@ class Host(Protocol):
     @property
     def pipe_budget(self) -> PipeBudget: ...
 
+    @property
+    def oom(self) -> OomWatch: ...
+
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> Watch:
         """Watch a child of the keeper. ``on_death`` is called once, and what it wrote down is safe when it returns:
         only then is the process reaped."""
@@ -47,6 +51,10 @@ class Host(Protocol):
 
     async def open_log(self, path: str) -> int:
         """Open a log file where it may sleep in the kernel (``stdio.file``). Raises Error naming the file."""
+
+    async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
+        """Run ``entry`` (``module:function``, given ``argument`` and ``fds["error"]``) in a child, as what may sleep in
+        the kernel must be. Raises Error with what it wrote there, or, naming ``what``, why there is nothing."""
 
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
         """Make the mounts in order, all or none. Raises Error with the text of the one that failed."""

@@ -36,6 +36,10 @@ class ExitOrder:
         """Processes whose exit is not told yet."""
         return tuple(self._phases)
 
+    def is_starting(self, process: str) -> bool:
+        """True while a runtime call that starts ``process`` is in flight, until its start is told."""
+        return self._phases.get(process) is _Phase.STARTING
+
     def starting(self, process: str) -> bool:
         """A runtime call that starts ``process`` is about to be made. False: the init is dead, do not make it."""
         if process != INIT and self._init_died:

@@ -10,6 +10,7 @@ from dunnage.container.facts import IO, Ended
 from dunnage.container.host import Death, Watch
 from dunnage.container.states import Operation, State
 from dunnage.container.turn import Turn
+from dunnage.errors import Error, NotFound
 from dunnage.stdio import ProcessIO
 
 UNKNOWN_STATUS = 255
@@ -109,15 +110,23 @@ class Init(Process):
 
     def __init__(self, io: IO) -> None:
         super().__init__("", io)
-        self.start_began = False
-        """A Start of it was begun, and has not failed."""
+        self.began: Operation | None = None
+        """A change of its state that the runtime was asked for, until it is known how that ended."""
+        self.checkpointed = ""
+        """Where its last checkpoint is."""
+
+    @property
+    def is_pausing(self) -> bool:
+        return self.began is Operation.PAUSE
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "start_began": self.start_began}
+        began = None if self.began is None else self.began.value
+        return {**super().record(), "began": began, "checkpointed": self.checkpointed}
 
     def restore(self, record: dict[str, Any]) -> None:
         super().restore(record)
-        self.start_began = record["start_began"]
+        self.began = None if record["began"] is None else Operation(record["began"])
+        self.checkpointed = record["checkpointed"]
 
 
 class Exec(Process):
@@ -128,6 +137,17 @@ class Exec(Process):
     def __init__(self, process_id: str, io: IO, spec: dict[str, Any]) -> None:
         super().__init__(process_id, io)
         self.spec = {**spec, "terminal": io.terminal}
+
+    def kill(self, number: int) -> None:
+        """Send it a signal. Raises NotFound where it has ended."""
+        if self.watch is None:
+            raise NotFound("process already finished")
+        try:
+            self.watch.signal(number)
+        except ProcessLookupError as error:
+            raise NotFound("process already finished") from error
+        except OSError as error:
+            raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "spec": self.spec}

@@ -13,7 +13,7 @@ from dunnage import stdio
 from dunnage.container.bundle import Bundle
 from dunnage.container.host import Host
 from dunnage.container.process import Exec, Init, Process
-from dunnage.container.states import State
+from dunnage.container.states import Operation, State
 from dunnage.errors import Error
 from dunnage.runtime.client import Runtime
 
@@ -48,16 +48,30 @@ class Takeover:
 
     async def pid_if_started(self, process: Process) -> int:
         """The pid, if a Start that nobody answered has had its effect; else 0."""
-        if process.state is not State.CREATED:
+        if process.state not in (State.CREATED, State.CREATED_CHECKPOINT):
             return 0
         if isinstance(process, Exec):
             await self._host.wait_inherited(f"runtime:{self._name}/{process.id}:exec")
-            try:
-                return self._bundle.read_pid(process.id)
-            except Error:
-                return 0
+            return self._written_pid(process)
         assert isinstance(process, Init)
-        return process.pid if process.start_began and await self._has_begun() else 0
+        if process.began is not Operation.START:
+            return 0
+        if process.state is State.CREATED_CHECKPOINT:
+            status = await self._host.wait_inherited(f"runtime:{self._name}:restore")
+            return self._written_pid(process) if status == 0 else 0
+        return process.pid if await self._has_begun() else 0
+
+    async def is_paused(self, began: Operation, *, was: bool) -> bool:
+        """Whether the container is frozen, where a Pause or Resume that nobody answered was begun; ``was``: it was so
+        before."""
+        status = await self._host.wait_inherited(f"runtime:{self._name}:{began.value}")
+        if status == 0:
+            return began is Operation.PAUSE
+        try:
+            return (await self._runtime.state(self._container_id)).get("status") == "paused"
+        except Error as error:
+            self._log.warning("the runtime does not know whether container %s is paused: %s", self._name, error)
+            return was
 
     def take_stdio(self, process: Process, plan: Callable[[], stdio.Plan]) -> stdio.ProcessIO | None:
         """The stdio of a process that ran; None where it has none, or never ran: what such a one would have been given
@@ -87,6 +101,12 @@ class Takeover:
             self._host.keep.release(f"io:{self._name}{end}")
             os.close(fd)
         self._fds.clear()
+
+    def _written_pid(self, process: Process) -> int:
+        try:
+            return self._bundle.read_pid(process.id)
+        except Error:
+            return 0
 
     async def _has_begun(self) -> bool:
         """Whether the init that was being started runs, or ran: the runtime's call says so, or the runtime."""

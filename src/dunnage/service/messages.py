@@ -10,9 +10,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from dunnage.api import events_pb2, mount_pb2, task_types_pb2
+from dunnage.api import anys, events_pb2, mount_pb2, options_pb2, task_types_pb2
+from dunnage.container.container import Container
 from dunnage.container.facts import (
     IO,
+    CheckpointOptions,
     Created,
     Deleted,
     ExecAdded,
@@ -20,8 +22,12 @@ from dunnage.container.facts import (
     Exited,
     Fact,
     Mount,
+    OutOfMemory,
+    Paused,
+    Resumed,
     Started,
 )
+from dunnage.container.process import Init, Process
 from dunnage.container.states import State
 from dunnage.errors import InvalidArgument
 
@@ -36,6 +42,21 @@ STATUS = {
     State.STOPPED: task_types_pb2.STOPPED,
     State.DELETED: task_types_pb2.STOPPED,
 }
+
+
+def init_status(init: Init) -> task_types_pb2.Status:
+    """What a client is told of the init; while the runtime is pausing it, that."""
+    if init.is_pausing and init.state is State.RUNNING:
+        return task_types_pb2.PAUSING
+    return STATUS[init.state]
+
+
+def status(container: Container, process: Process) -> task_types_pb2.Status:
+    """What a client is told of a process: an exec is paused with its container (shim v2, §4.1)."""
+    of_container = init_status(container.init)
+    if process is container.init or of_container in (task_types_pb2.PAUSED, task_types_pb2.PAUSING):
+        return of_container
+    return STATUS[process.state]
 
 
 def timestamp(nanoseconds: int | None) -> Timestamp:
@@ -60,6 +81,27 @@ def process_spec(packed: AnyMessage) -> dict[str, Any]:
     return spec
 
 
+def checkpoint_options(packed: AnyMessage) -> CheckpointOptions:
+    """The options of a Checkpoint. Absent or empty: the defaults. Raises InvalidArgument for another type or bad
+    bytes."""
+    if not packed.type_url and not packed.value:
+        return CheckpointOptions()
+    message = anys.unpack(packed, [options_pb2.CheckpointOptions])
+    values = {name: getattr(message, name) for name in CheckpointOptions._fields}
+    return CheckpointOptions(**{**values, "empty_namespaces": tuple(message.empty_namespaces)})
+
+
+def resources(packed: AnyMessage) -> bytes:
+    """The OCI LinuxResources of an Update: JSON, whatever its type URL (shim v2, §3.3)."""
+    try:
+        value = json.loads(packed.value)
+    except ValueError as error:
+        raise InvalidArgument(f"the resources of an update are not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument("the resources of an update are not a JSON object")
+    return packed.value
+
+
 def event(container_id: str, fact: Fact) -> Message:
     """The event of containerd that tells this fact."""
     match fact:
@@ -80,6 +122,12 @@ def event(container_id: str, fact: Fact) -> Message:
             return events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id)
         case ExecStarted(exec_id, pid):
             return events_pb2.TaskExecStarted(container_id=container_id, exec_id=exec_id, pid=pid)
+        case Paused():
+            return events_pb2.TaskPaused(container_id=container_id)
+        case Resumed():
+            return events_pb2.TaskResumed(container_id=container_id)
+        case OutOfMemory():
+            return events_pb2.TaskOOM(container_id=container_id)
         case Exited(exec_id, ended):
             return events_pb2.TaskExit(
                 container_id=container_id,

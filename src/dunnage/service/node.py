@@ -91,7 +91,7 @@ def _container(served: Served) -> node_pb2.Container:
         bundle=container.bundle.path,
         address=served.address,
         pid=init.pid,
-        status=messages.STATUS[init.state],
+        status=messages.init_status(init),
         exit_status=init.status,
         exited_at=messages.timestamp(init.exited_at),
         created_at=messages.timestamp(container.created_at),

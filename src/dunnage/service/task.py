@@ -14,15 +14,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 
 from dunnage.api import anys, options_pb2, task_pb2, task_types_pb2
 from dunnage.container.container import Container
-from dunnage.container.facts import IO, Ended, Mount, Options
+from dunnage.container.facts import IO, Checkpoint, Ended, Mount, Options
 from dunnage.container.group import Group
 from dunnage.container.states import State
-from dunnage.errors import Error, InvalidArgument, Unimplemented
-from dunnage.service import messages
+from dunnage.errors import Error, InvalidArgument
+from dunnage.service import messages, metrics
 from dunnage.service.options import ReadFile, options_file, read_options
 from dunnage.ttrpc.server import Call, Method
 
@@ -36,7 +35,15 @@ class MakeContainer(Protocol):
     """Makes the value of a container that is to be created; raises FailedPrecondition where it has no bundle."""
 
     def __call__(
-        self, group: Group, container_id: str, path: str, io: IO, rootfs: tuple[Mount, ...], options: Options, /
+        self,
+        group: Group,
+        container_id: str,
+        path: str,
+        io: IO,
+        rootfs: tuple[Mount, ...],
+        options: Options,
+        checkpoint: Checkpoint,
+        /,
     ) -> Container: ...
 
 
@@ -74,16 +81,16 @@ class TaskService:
             "Start": Method(task_pb2.StartRequest, self._to_its_end(self.start)),
             "Delete": Method(task_pb2.DeleteRequest, self._to_its_end(self.delete)),
             "Pids": Method(task_pb2.PidsRequest, self.pids),
-            "Pause": Method(task_pb2.PauseRequest, self._unoffered("pause")),
-            "Resume": Method(task_pb2.ResumeRequest, self._unoffered("resume")),
-            "Checkpoint": Method(task_pb2.CheckpointTaskRequest, self._unoffered("checkpoint")),
+            "Pause": Method(task_pb2.PauseRequest, self._to_its_end(self.pause)),
+            "Resume": Method(task_pb2.ResumeRequest, self._to_its_end(self.resume)),
+            "Checkpoint": Method(task_pb2.CheckpointTaskRequest, self._to_its_end(self.checkpoint)),
             "Kill": Method(task_pb2.KillRequest, self._to_its_end(self.kill)),
             "Exec": Method(task_pb2.ExecProcessRequest, self._to_its_end(self.exec)),
             "ResizePty": Method(task_pb2.ResizePtyRequest, self.resize_pty),
             "CloseIO": Method(task_pb2.CloseIORequest, self.close_io),
-            "Update": Method(task_pb2.UpdateTaskRequest, self._unoffered("update")),
+            "Update": Method(task_pb2.UpdateTaskRequest, self._to_its_end(self.update)),
             "Wait": Method(task_pb2.WaitRequest, self.wait),
-            "Stats": Method(task_pb2.StatsRequest, self._unoffered("stats")),
+            "Stats": Method(task_pb2.StatsRequest, self.stats),
             "Connect": Method(task_pb2.ConnectRequest, self.connect),
             "Shutdown": Method(task_pb2.ShutdownRequest, self.shutdown),
         }
@@ -96,7 +103,7 @@ class TaskService:
             id=process.id or container.id,
             bundle=container.bundle.path,
             pid=process.pid,
-            status=messages.STATUS[process.state],
+            status=messages.status(container, process),
             stdin=process.io.stdin,
             stdout=process.io.stdout,
             stderr=process.io.stderr,
@@ -111,15 +118,14 @@ class TaskService:
             return task_pb2.CreateTaskResponse(pid=self._group.containers[request.id].init.pid)
         if not os.path.isabs(request.bundle):
             raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
-        if request.checkpoint:
-            raise Unimplemented("restore from a checkpoint")
+        checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint if request.checkpoint else "")
         io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
         self._group.begin_create(request.id)
         created = None
         try:
             options = await read_options(request.options, self._read_file)
             container = self._make_container(
-                self._group, request.id, request.bundle, io, messages.mounts(request.rootfs), options
+                self._group, request.id, request.bundle, io, messages.mounts(request.rootfs), options, checkpoint
             )
             try:
                 container.bundle.write_options(options_file(options), options.binary_name)
@@ -136,7 +142,7 @@ class TaskService:
     async def start(self, request: task_pb2.StartRequest, call: Call) -> task_pb2.StartResponse:
         container = self._group.container(request.id)
         process = container.process(request.exec_id)
-        if call.replayed and process.state is not State.CREATED:
+        if call.replayed and process.state not in (State.CREATED, State.CREATED_CHECKPOINT):
             return task_pb2.StartResponse(pid=process.pid)
         return task_pb2.StartResponse(pid=await container.start(request.exec_id))
 
@@ -164,6 +170,26 @@ class TaskService:
             response.processes.append(info)
         return response
 
+    async def pause(self, request: task_pb2.PauseRequest, call: Call) -> Empty:
+        container = self._group.container(request.id)
+        if not (call.replayed and container.init.state is State.PAUSED):
+            await container.pause()
+        return Empty()
+
+    async def resume(self, request: task_pb2.ResumeRequest, call: Call) -> Empty:
+        container = self._group.container(request.id)
+        if not (call.replayed and container.init.state is State.RUNNING):
+            await container.resume()
+        return Empty()
+
+    async def checkpoint(self, request: task_pb2.CheckpointTaskRequest, call: Call) -> Empty:
+        container = self._group.container(request.id)
+        if not os.path.isabs(request.path):
+            raise InvalidArgument(f"checkpoint path {request.path!r} is not an absolute path")
+        options = messages.checkpoint_options(request.options)
+        await container.take_checkpoint(request.path, options, again=call.replayed)
+        return Empty()
+
     async def kill(self, request: task_pb2.KillRequest, call: Call) -> Empty:
         await self._group.container(request.id).kill(
             request.exec_id, request.signal, everyone=request.all, again=call.replayed
@@ -187,9 +213,18 @@ class TaskService:
         await self._group.container(request.id).close_stdin(request.exec_id)
         return Empty()
 
+    async def update(self, request: task_pb2.UpdateTaskRequest, call: Call) -> Empty:
+        container = self._group.container(request.id)
+        await container.update(messages.resources(request.resources), again=call.replayed)
+        return Empty()
+
     async def wait(self, request: task_pb2.WaitRequest, call: Call) -> task_pb2.WaitResponse:
         ended = await self._group.container(request.id).process(request.exec_id).wait()
         return task_pb2.WaitResponse(exit_status=ended.status, exited_at=messages.timestamp(ended.exited_at))
+
+    def stats(self, request: task_pb2.StatsRequest, call: Call) -> task_pb2.StatsResponse:
+        used = self._group.container(request.id).metrics()
+        return task_pb2.StatsResponse(stats=anys.pack_bare(metrics.message(used)))
 
     def connect(self, request: task_pb2.ConnectRequest, call: Call) -> task_pb2.ConnectResponse:
         container = self._group.containers.get(request.id)
@@ -200,15 +235,6 @@ class TaskService:
         if self._group.is_empty:
             self._on_shutdown(self._group)
         return Empty()
-
-    def _unoffered(self, what: str) -> Callable[[Message, Call], Coroutine[Any, Any, Message]]:
-        """A call that this version does not offer; an unknown container is named first, as for every call."""
-
-        async def refuse(request: Any, call: Call) -> Message:
-            self._group.container(request.id)
-            raise Unimplemented(f"{what} is not offered by this version of dunnage")
-
-        return refuse
 
     def _to_its_end(
         self, change: Callable[[Any, Call], Coroutine[Any, Any, T]]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dunnage.cgroups import open_oom_watch
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.container.process import UNKNOWN_STATUS
@@ -18,12 +19,12 @@ from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
 from dunnage.stdio.file import open_elsewhere
-
 from dunnage.worker import reading
+
 MOUNT = "dunnage.linux.mount:mount_all"
 OPEN_LOG = "dunnage.stdio.file:send_opened"
-UNMOUNT = "dunnage.linux.mount:unmount_all"
 READ = "dunnage.worker.reading:send_content"
+UNMOUNT = "dunnage.linux.mount:unmount_all"
 
 _PROCESS = "process:"
 """How the processes of containers are claimed from the keeper; its other children are calls."""
@@ -108,6 +109,7 @@ class KeeperHost:
         runtime_timeout_s: float,
         log: logging.Logger,
     ) -> None:
+        self.oom = open_oom_watch(log=log)
         self.keeper = keeper
         self.keep = KeeperStore(keeper)
         self.pipe_budget = pipe_budget
@@ -139,6 +141,9 @@ class KeeperHost:
     async def unmount(self, name: str, rootfs: str) -> None:
         await self._in_forked_child(f"unmount:{name}", UNMOUNT, {"rootfs": rootfs}, f"unmounting the rootfs {rootfs}")
 
+    async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
+        await self._in_forked_child(name, entry, argument, what)
+
     async def open_log(self, path: str) -> int:
         async def fork(argument: str, fds: Mapping[str, int]) -> None:
             child = await self.keeper.fork(f"open:{path}", OPEN_LOG, argument, fds=fds)
@@ -146,11 +151,6 @@ class KeeperHost:
 
         return await open_elsewhere(fork, path, deadline_s=self._mount_timeout_s)
 
-    async def run(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
     async def read_file(self, path: str) -> bytes:
         """Read a file that may lie where reading sleeps. Raises InvalidArgument where it cannot be read,
         DeadlineExceeded when it does not answer."""
@@ -161,6 +161,11 @@ class KeeperHost:
         finally:
             os.close(content)
 
+    async def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
         env: Mapping[str, str],
         cwd: str,
         fds: Mapping[int, int],

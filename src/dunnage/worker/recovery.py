@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dunnage.container.bundle import Bundle, Record, untold
 from dunnage.container.container import Container
-from dunnage.container.facts import IO, Mount, Options
+from dunnage.container.facts import IO, Checkpoint, Mount, Options
 from dunnage.container.states import State
 from dunnage.errors import Error
 from dunnage.service import messages
@@ -158,7 +158,7 @@ async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger)
     group, taken_up = found.served.group, None
     try:
         container = _restored(worker, found)
-        if found.record is None or not found.record["init"]["pid"]:
+        if found.record is None or _is_being_created(found.record):
             # its bundle is about to forget what the launcher handed down
             worker.announce(found.served, found.container_id, found.launch)
             found.served.remember()
@@ -174,6 +174,11 @@ async def _take_up_container(worker: Worker, found: _Found, log: logging.Logger)
         group.end_create(found.container_id, taken_up)
     if taken_up is not None and taken_up.init.state is State.DELETED:
         worker.forget(found.served, taken_up)
+
+
+def _is_being_created(record: Record) -> bool:
+    """True until there is something to tell of."""
+    return record["init"]["state"] == State.CREATED.value and not record["init"]["pid"]
 
 
 def _reason(error: Exception) -> str:
@@ -194,6 +199,7 @@ def _restored(worker: Worker, found: _Found) -> Container:
         io=io,
         rootfs=rootfs,
         options=Options(**record.get("options", {})),
+        checkpoint=Checkpoint(*record.get("checkpoint", ())),
         launch=found.launch,
     )
 

@@ -10,7 +10,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from dunnage.config import Config
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
-from dunnage.container.facts import IO, Ended, Fact, Mount, Options
+from dunnage.container.facts import IO, Checkpoint, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
 from dunnage.errors import Error
 from dunnage.events.publisher import Publisher
@@ -145,6 +145,11 @@ class Worker:
             self._publishers[key] = publisher
         return self._publishers[key]
 
+    @property
+    def publishers(self) -> Mapping[tuple[str, str], Publisher]:
+        """By namespace and containerd's address."""
+        return self._publishers
+
     def recover_events(self) -> None:
         """Go on sending the events that a former worker's containerd has not acknowledged."""
         for label, records in self._event_journal.live_by_label().items():
@@ -183,7 +188,7 @@ class Worker:
 
     def container_value(
         self, served: ServedGroup, container_id: str, bundle: Bundle, *, io: IO, rootfs: tuple[Mount, ...],
-        options: Options, launch: Launch,
+        options: Options, checkpoint: Checkpoint, launch: Launch,
     ) -> Container:  # fmt: skip
         """A container as a value: nothing has been done for it yet."""
         namespace = served.group.namespace
@@ -193,12 +198,12 @@ class Worker:
             root=os.path.join(options.root or self.config.runtime_root, namespace),
             log_path=bundle.log_path,
             systemd_cgroup=options.systemd_cgroup,
+            criu=options.criu_path,
             spawner=ContainerSpawner(self.host, launch.attributes, core_peer=served.core_peer),
             env=launch.env,
             deadline_s=self.config.runtime_timeout_s,
             scope=namespace,
         )
-            criu=options.criu_path,
 
         def tell(fact: Fact) -> None:
             served.publisher.publish(messages.event(container_id, fact))
@@ -210,6 +215,7 @@ class Worker:
             io=io,
             rootfs=rootfs,
             options=options,
+            checkpoint=checkpoint,
             runtime=runtime,
             host=self.host,
             tell=tell,
@@ -281,6 +287,7 @@ class Worker:
         io: IO,
         rootfs: tuple[Mount, ...],
         options: Options,
+        checkpoint: Checkpoint,
     ) -> Container:
         try:
             bundle = Bundle.open(path)
@@ -295,7 +302,7 @@ class Worker:
         finally:
             served.take_launch(container_id)  # the bundle has it now: a death in between loses nothing
         return self.container_value(
-            served, container_id, bundle, io=io, rootfs=rootfs, options=options, launch=launch
+            served, container_id, bundle, io=io, rootfs=rootfs, options=options, checkpoint=checkpoint, launch=launch
         )  # fmt: skip
 
     def _on_shutdown(self, served: ServedGroup) -> None:
