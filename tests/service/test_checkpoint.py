@@ -35,8 +35,8 @@ def read_count(log: Path) -> int:
 
 async def wait_counted(log: Path, at_least: int) -> int:
     async with asyncio.timeout(30):
-        while (count := read_count(log)) < at_least:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the kernel has no event for a file that grows
+        while (count := read_count(log)) < at_least:  # noqa: ASYNC110 - the kernel has no event for a file that grows
+            await asyncio.sleep(0.01)
     return count
 
 
