@@ -1,4 +1,4 @@
-"""`dunnage kill`, `wait` and `rm`: what one says to containers that are there."""
+"""`dunnage kill`, `pause`, `resume`, `wait` and `rm`: what one says to containers that are there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,31 @@ def kill(context: click.Context, signal: str, everyone: bool, names: tuple[str, 
     async def send(node: Node, name: str) -> None:
         await (await node.get(name)).kill(number, all=everyone)
 
-    context.exit(asyncio.run(_each(context.obj, names, send)))
+    context.exit(asyncio.run(each(context.obj, names, send)))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def pause(context: click.Context, names: tuple[str, ...]) -> None:
+    """Freeze every process of the containers NAMES; `dunnage resume` lets them go on."""
+
+    async def freeze(node: Node, name: str) -> None:
+        await (await node.get(name)).pause()
+
+    context.exit(asyncio.run(each(context.obj, names, freeze)))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def resume(context: click.Context, names: tuple[str, ...]) -> None:
+    """Let the paused containers NAMES go on."""
+
+    async def thaw(node: Node, name: str) -> None:
+        await (await node.get(name)).resume()
+
+    context.exit(asyncio.run(each(context.obj, names, thaw)))
 
 
 @click.command()
@@ -37,7 +61,7 @@ def wait(context: click.Context, names: tuple[str, ...]) -> None:
     async def wait_for(node: Node, name: str) -> None:
         print((await (await node.get(name)).wait()).status, flush=True)
 
-    context.exit(asyncio.run(_each(context.obj, names, wait_for)))
+    context.exit(asyncio.run(each(context.obj, names, wait_for)))
 
 
 @click.command()
@@ -54,7 +78,7 @@ def rm(context: click.Context, force: bool, when_stopped: bool, names: tuple[str
         await node.remove(name, force=force)
         print(name, flush=True)
 
-    context.exit(asyncio.run(_each(context.obj, names, remove)))
+    context.exit(asyncio.run(each(context.obj, names, remove)))
 
 
 def parse_signal(text: str) -> int:
@@ -73,7 +97,7 @@ def parse_signal(text: str) -> int:
     return number
 
 
-async def _each(namespace: str, names: Sequence[str], act: Callable[[Node, str], Awaitable[None]]) -> int:
+async def each(namespace: str, names: Sequence[str], act: Callable[[Node, str], Awaitable[None]]) -> int:
     """Act on each; what fails is said, and the others go on. Returns 1 when something failed."""
     status = 0
     async with Node(namespace=namespace) as node:

@@ -14,7 +14,7 @@ from dunnage import errors
 from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
 from dunnage.cli.run import resolve_variables
 from dunnage.cli.signals import Signals, run_with_signals
-from dunnage.client import Container, Node, Process, Status, Stdio
+from dunnage.client import LOCAL_KEY, Container, Node, Process, Status, Stdio
 from dunnage.spec import resolve_user
 
 
@@ -73,7 +73,9 @@ async def _exec(
     async with Node(namespace=namespace) as node:
         container = await node.get(name)
         oci_user = None if user is None else await _resolve_user(container, user)
-        process = await container.exec(command, env=env, cwd=cwd, user=oci_user, stdio=stdio)
+        if detach:  # nobody waits for those that went before: whoever adds one clears away what has ended
+            await node.delete_ended(await node.containers(keys=(LOCAL_KEY,)))
+        process = await container.exec(command, env=env, cwd=cwd, user=oci_user, stdio=stdio, detached=detach)
         try:
             if detach:
                 await process.start()

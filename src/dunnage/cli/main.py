@@ -27,6 +27,12 @@ _COMMANDS = {
     "ps": ("dunnage.cli.ps:ps", "List containers, those of every containerd on this machine included."),
     "logs": ("dunnage.cli.logs:logs", "Show what a detached container wrote."),
     "kill": ("dunnage.cli.control:kill", "Send a signal to containers."),
+    "pause": ("dunnage.cli.control:pause", "Freeze containers."),
+    "resume": ("dunnage.cli.control:resume", "Let paused containers go on."),
+    "update": ("dunnage.cli.update:update", "Change the limits of containers, also while they run."),
+    "stats": ("dunnage.cli.stats:stats", "Show what containers use: processor, memory, processes, disks."),
+    "checkpoint": ("dunnage.cli.checkpoint:checkpoint", "Write a running container down in a directory."),
+    "restore": ("dunnage.cli.checkpoint:restore", "Let a container go on from a checkpoint."),
     "wait": ("dunnage.cli.control:wait", "Wait for containers to end, and print their exit statuses."),
     "rm": ("dunnage.cli.control:rm", "Remove containers."),
     "inspect": ("dunnage.cli.inspect:inspect", "Show everything about a container, as JSON."),
@@ -93,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio does without: 10 ms for nothing
     _open_standard_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    runs_command = next((one for one in arguments if one in _COMMANDS), "") in ("run", "exec")
+    runs_command = next((one for one in arguments if one in _COMMANDS), "") in ("run", "exec", "restore")
     try:
         status = cli.main(args=arguments, prog_name="dunnage", standalone_mode=False)
         sys.stdout.flush()

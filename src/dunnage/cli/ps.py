@@ -15,8 +15,6 @@ from dunnage.cli.main import complain_of_silence
 from dunnage.cli.table import print_table
 from dunnage.client import Listed, Node, Status
 
-_ALIVE = (Status.CREATED, Status.RUNNING, Status.PAUSED, Status.PAUSING)
-
 
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Also those that have ended.")
@@ -25,7 +23,7 @@ _ALIVE = (Status.CREATED, Status.RUNNING, Status.PAUSED, Status.PAUSING)
 @click.pass_context
 def ps(context: click.Context, everything: bool, quiet: bool, as_json: bool) -> None:
     """List containers: local ones of every namespace, and those of every containerd on this machine."""
-    found = [one for one in asyncio.run(_containers()) if everything or one.status in _ALIVE]
+    found = [one for one in asyncio.run(_containers()) if everything or one.status.is_alive]
     if as_json:
         print(json.dumps([describe(one) for one in found], indent=2))
         return
@@ -77,7 +75,7 @@ def command_of(bundle: Path) -> list[str]:
 
 async def _containers() -> Sequence[Listed]:
     async with Node() as node:
-        found = await node.containers()
+        found = await node.delete_ended(await node.containers())
         complain_of_silence(node)
         if not node.silent_keys:
             found += node.dead_containers(found)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +15,13 @@ import click
 
 from dunnage import errors
 from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
-from dunnage.cli.signals import Signals, run_with_signals
-from dunnage.client import Container, Node, Settings, Stdio
+from dunnage.cli.main import say
+from dunnage.cli.signals import SIGNALLED, Signals, run_with_signals
+from dunnage.cli.sizes import size_text
+from dunnage.client import Container, Node, Settings
 from dunnage.spec import parse_cpus, parse_memory
+
+_KILLED = SIGNALLED + signal.SIGKILL
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -38,7 +43,14 @@ from dunnage.spec import parse_cpus, parse_memory
 )
 @click.option("-m", "--memory", metavar="BYTES", help="Limit of its memory: 64M, 1G.")
 @click.option("--cpus", metavar="N", help="Limit of its processor time, in processors: 0.5.")
-@click.option("--pids", type=click.IntRange(min=1), metavar="N", help="Limit of its processes and threads.")
+@click.option(
+    "--pids",
+    "--pids-limit",
+    "pids",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Limit of its processes and threads.",
+)
 @click.option(
     "--network", type=click.Choice(["host", "none"]), default="host", show_default=True, help="This machine's, or none."
 )
@@ -99,10 +111,20 @@ def run(
     )
     with failing_as_docker_does():
 
+        async def make(node: Node) -> Container:
+            return await node.create(
+                settings,
+                id=name,
+                stdio=stdio,
+                detached=detach,
+                keep_stdin=interactive,
+                remove_when_stopped=detach and remove,
+            )
+
         async def work(signals: Signals) -> int:
-            if stdio is None:
-                return await _run_detached(context.obj, settings, name, interactive, remove, signals)
-            return await _run_here(context.obj, settings, name, stdio, remove, signals)
+            if detach:
+                return await run_detached(context.obj, make, remove, signals)
+            return await run_here(context.obj, make, remove, signals)
 
         context.exit(run_with_signals(work))
 
@@ -119,11 +141,10 @@ def resolve_variables(texts: Iterable[str]) -> list[str]:
     return found
 
 
-async def _run_here(
-    namespace: str, settings: Settings, name: str | None, stdio: Stdio, remove: bool, signals: Signals
-) -> int:
+async def run_here(namespace: str, make: Callable[[Node], Awaitable[Container]], remove: bool, signals: Signals) -> int:
+    """Make a container, start it, and wait until it has ended; its exit status."""
     async with Node(namespace=namespace) as node:
-        container = await _create(node, settings, name, stdio)
+        container = await make(node)
         try:
             status = await run_in_foreground(container, signals)
         except errors.Error:
@@ -133,16 +154,19 @@ async def _run_here(
         except BaseException:
             await container.remove(force=True)
             raise
+        if status == _KILLED:
+            await _say_if_out_of_memory(container)
         if remove:
             await container.remove()
         return status
 
 
-async def _run_detached(
-    namespace: str, settings: Settings, name: str | None, interactive: bool, remove: bool, signals: Signals
+async def run_detached(
+    namespace: str, make: Callable[[Node], Awaitable[Container]], remove: bool, signals: Signals
 ) -> int:
+    """Make a container, start it, and print its name."""
     async with Node(namespace=namespace) as node:
-        container = await _create(node, settings, name, None, interactive=interactive, remove=remove)
+        container = await make(node)
         try:
             await container.start()
         except errors.Error:
@@ -158,23 +182,15 @@ async def _run_detached(
         return 0
 
 
-async def _create(
-    node: Node,
-    settings: Settings,
-    name: str | None,
-    stdio: Stdio | None,
-    *,
-    interactive: bool = False,
-    remove: bool = False,
-) -> Container:
-    return await node.create(
-        settings,
-        id=name,
-        stdio=stdio,
-        detached=stdio is None,
-        keep_stdin=interactive,
-        remove_when_stopped=remove,
-    )
+async def _say_if_out_of_memory(container: Container) -> None:
+    try:
+        memory = (await container.stats()).memory
+    except errors.Error:
+        return  # its exit status is all that is known then
+    if memory.oom_kills:
+        limit = "" if memory.limit_bytes is None else f" (limit {size_text(memory.limit_bytes)})"
+        killed = "one process" if memory.oom_kills == 1 else f"{memory.oom_kills} processes"
+        say(f"container {container.id} ran out of memory{limit}: the kernel killed {killed} of it")
 
 
 async def _remove_if_not_running(container: Container) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -18,6 +22,12 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
+
+    Console().print(make_rich_table(headings, rows))
+
+
+def make_rich_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The same for a person's terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -26,4 +36,4 @@ def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(heading, overflow="ellipsis" if heading == headings[-1] else "fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    return table

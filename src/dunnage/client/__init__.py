@@ -15,19 +15,24 @@ Every failure is a class of `dunnage.errors`. `dunnage.client.sync` has the same
 container on the host's root can read is what root can read.
 """
 
-from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, Record
+from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, LOCAL_KEY, Record
 from dunnage.client.container import Container, Process, own_stdio, pipes
-from dunnage.client.node import Node, NodeStatus, WorkerProcess
+from dunnage.client.listing import NodeStatus, WorkerProcess
+from dunnage.client.node import Node
 from dunnage.client.settings import Settings
+from dunnage.client.stats import Stats
 from dunnage.client.stdio import OPEN, PIPE, Stdio
 from dunnage.client.terminal import RawTerminal, SizeWatch, terminal_size
 from dunnage.client.values import Event, Exit, Finished, Listed, State, Status
+from dunnage.spec import UNLIMITED, Resources
 
 __all__ = [
     "DEFAULT_NAMESPACE",
     "DEFAULT_STATE",
+    "LOCAL_KEY",
     "OPEN",
     "PIPE",
+    "UNLIMITED",
     "Container",
     "Event",
     "Exit",
@@ -38,9 +43,11 @@ __all__ = [
     "Process",
     "RawTerminal",
     "Record",
+    "Resources",
     "Settings",
     "SizeWatch",
     "State",
+    "Stats",
     "Status",
     "Stdio",
     "WorkerProcess",

@@ -87,6 +87,10 @@ class Bundle:
         return self.path / "config.json"
 
     @property
+    def record_path(self) -> Path:
+        return self.path / "client.json"
+
+    @property
     def log_path(self) -> Path:
         return self.path / "output.log"
 
@@ -97,6 +101,11 @@ class Bundle:
     @property
     def scratch_path(self) -> Path:
         return self.path / "scratch"
+
+    @property
+    def upper_path(self) -> Path:
+        """What a container on the host's root has changed there."""
+        return self.scratch_path / "upper"
 
     @property
     def exists(self) -> bool:
@@ -169,7 +178,7 @@ class Bundle:
         self.scratch_path.mkdir(mode=0o700)
         if os.stat(self.scratch_path).st_dev == os.stat("/").st_dev:
             _mount_tmpfs(self.scratch_path)
-        upper, work = self.scratch_path / "upper", self.scratch_path / "work"
+        upper, work = self.upper_path, self.scratch_path / "work"
         upper.mkdir(mode=0o755)
         work.mkdir(mode=0o700)
         return upper, work
@@ -182,14 +191,14 @@ class Bundle:
         return config if isinstance(config, dict) else {}
 
     def write_record(self, record: Record) -> None:
-        _write_json(self.path / "client.json", asdict(record))
+        _write_json(self.record_path, asdict(record))
 
     def read_record(self) -> Record:
         """What was written at the container's creation; NotFound where there is no such container."""
         try:
-            return Record(**self._read_json(self.path / "client.json"))
+            return Record(**self._read_json(self.record_path))
         except TypeError as error:
-            raise errors.FailedPrecondition(f"{self.path}/client.json is not of this version: {error}") from error
+            raise errors.FailedPrecondition(f"{self.record_path} is not of this version: {error}") from error
 
     def read_address(self) -> str:
         """Where the container's worker listens: a path, without ``unix://``."""

@@ -71,7 +71,7 @@ class Connection:
         except TimeoutError as error:
             raise errors.DeadlineExceeded(f"{method} was not answered within {timeout_s} s") from error
 
-    async def call_to_its_end(self, method: str, request: Message, response: type[M], *, timeout_s: float) -> M:
+    async def call_to_its_end(self, method: str, request: Message, response: type[M], *, timeout_s: float | None) -> M:
         """As `call`, but cancelled only once the answer is there: a worker makes what it was told to, heard or not."""
         answer = asyncio.ensure_future(self.call(method, request, response, timeout_s=timeout_s))
         try:

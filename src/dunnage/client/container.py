@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import signal as signals
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,14 +20,21 @@ from google.protobuf.empty_pb2 import Empty
 
 from dunnage import errors
 from dunnage.api import task_pb2
+from dunnage.api.options_pb2 import CheckpointOptions
 from dunnage.client.bundle import Bundle, Record, check_identifier, new_id
+from dunnage.client.checkpoint import Target, Wishes
 from dunnage.client.connection import Connection
+from dunnage.client.settings import HOST_ROOT
+from dunnage.client.stats import Stats, read_stats
 from dunnage.client.stdio import PIPE, Stdio, Streams, discarding
 from dunnage.client.terminal import terminal_size
 from dunnage.client.values import Exit, Finished, State, Status, read_time
-from dunnage.spec import check_process, check_words
+from dunnage.spec import Resources, check_process, check_words, merge_env
 
 _PROCESS_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+_RESOURCES_TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+DETACHED = "detached-"
+"""How the id begins of an exec that nobody waits for: `Node.delete_ended` deletes those that have ended."""
 # runc create and runc exec take what the container needs; this only bounds a worker that is gone
 _CALL_TIMEOUT_S = 150.0
 _DRAIN_TIMEOUT_S = 12.0
@@ -202,13 +209,16 @@ class Container(Process):
         user: dict[str, Any] | None = None,
         stdio: Stdio | None = None,
         exec_id: str | None = None,
+        detached: bool = False,
     ) -> Process:
         """A further process, not started yet: environment, user and directory are the init's where none is given.
 
-        `env` holds ``NAME=value`` texts; `user` is an OCI ``user`` object.
+        `env` holds ``NAME=value`` texts; `user` is an OCI ``user`` object. Nobody waits for a `detached` one: once it
+        has ended, `Node.delete_ended` may forget it, and with it its exit status.
         """
         stdio = stdio or Stdio()
-        exec_id = check_identifier(exec_id or f"exec-{new_id()}", "exec id")
+        kind = DETACHED if detached else "exec-"
+        exec_id = check_identifier(exec_id or f"{kind}{new_id()}", "exec id")
         spec = exec_process(self.bundle.read_config(), args, env=env, cwd=cwd, user=user)
         stdio.apply(spec)
         streams = Streams(stdio, self.bundle.stdio_path, f"{exec_id}.")
@@ -260,10 +270,85 @@ class Container(Process):
         return {process.pid: _exec_id_of(process.info) for process in answer.processes}
 
     async def pause(self) -> None:
+        """Freeze every process in it; it may still be killed and removed."""
         await self._call("Pause", task_pb2.PauseRequest(id=self.id), Empty)
 
     async def resume(self) -> None:
+        """Let a paused one go on."""
         await self._call("Resume", task_pb2.ResumeRequest(id=self.id), Empty)
+
+    async def update(self, resources: Resources | Mapping[str, Any]) -> None:
+        """Change its limits, also while it runs; what is not said stays as it is.
+
+        A mapping is OCI's ``linux.resources``, for what `Resources` has no name for.
+        """
+        oci = resources.to_oci() if isinstance(resources, Resources) else resources
+        wanted = WireAny(type_url=_RESOURCES_TYPE_URL, value=json.dumps(oci).encode())
+        await self._call("Update", task_pb2.UpdateTaskRequest(id=self.id, resources=wanted), Empty)
+
+    async def stats(self) -> Stats:
+        """What it has used so far. NotFound where it has no cgroup any more."""
+        return await stats_of(self._connection, self.id)
+
+    async def checkpoint(
+        self,
+        directory: Path | str,
+        *,
+        exit: bool = False,
+        tcp: bool = False,
+        unix_sockets: bool = False,
+        terminal: bool | None = None,
+        file_locks: bool = False,
+        empty_namespaces: Sequence[str] = (),
+        work_directory: Path | None = None,
+        parent: Path | None = None,
+    ) -> None:
+        """Have criu write it down in `directory`, which is made, or is empty; `Node.restore` makes it again from that.
+
+        It runs on, unless `exit`. `tcp`, `unix_sockets` and `file_locks` allow established connections, sockets whose
+        other end is outside, and locks; `terminal` (None: where it has one) a terminal. `empty_namespaces` are made
+        new (``network``). `parent` is the directory of an earlier checkpoint, of which only the difference is written.
+
+        AlreadyExists for a directory with something in it. A failure leaves the directory as it was.
+        """
+        wishes = Wishes(exit, tcp, unix_sockets, terminal, file_locks, empty_namespaces, work_directory, parent)
+        record = self.record
+        target = Target(Path(directory))
+        options = wishes.to_options(target.path, has_terminal=record.terminal)
+        target.make()
+        is_ended = False
+        try:
+            # what it changes on the host's root must not go on while that is copied
+            async with self._paused(record.root == HOST_ROOT and not exit):
+                await self._write_images(target.path, options)
+                is_ended = exit
+                await target.save(self.bundle)
+        except BaseException as error:
+            is_unknown = exit and not isinstance(error, errors.Error)
+            if not (is_ended or is_unknown):  # else there is nothing else left of it
+                target.undo()
+            raise
+
+    async def _write_images(self, directory: Path, options: CheckpointOptions) -> None:
+        request = task_pb2.CheckpointTaskRequest(id=self.id, path=str(directory))
+        request.options.type_url = options.DESCRIPTOR.full_name
+        request.options.value = options.SerializeToString()
+        # as long as its memory is large
+        await self._connection.call_to_its_end("Checkpoint", request, Empty, timeout_s=None)
+
+    @contextlib.asynccontextmanager
+    async def _paused(self, wanted: bool) -> AsyncIterator[None]:
+        if not wanted or (await self.state()).status is not Status.RUNNING:
+            yield
+            return
+        await self.pause()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(errors.Error):  # it may have ended; what went wrong is told already
+                await self.resume()
+            raise
+        await self.resume()
 
     async def remove(self, *, force: bool = False) -> Exit | None:
         """Delete it and its bundle; its exit, where one is known.
@@ -326,6 +411,14 @@ class Container(Process):
             pass  # the socket closes with the last container behind it, sometimes before the answer
 
 
+async def stats_of(connection: Connection, id: str) -> Stats:
+    """What the container with this id behind a connection has used."""
+    answer = await connection.call(
+        "Stats", task_pb2.StatsRequest(id=id), task_pb2.StatsResponse, timeout_s=_CALL_TIMEOUT_S
+    )
+    return read_stats(answer.stats)
+
+
 def exec_process(
     config: dict[str, Any],
     args: Sequence[str],
@@ -346,13 +439,6 @@ def exec_process(
     if user is not None:
         process["user"] = user
     return process
-
-
-def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """`base` with the variables of `changes` (``NAME=value``) in their place."""
-    merged = dict(entry.partition("=")[::2] for entry in base)
-    merged.update(entry.partition("=")[::2] for entry in changes)
-    return [f"{name}={value}" for name, value in merged.items()]
 
 
 async def _read_all(reader: asyncio.StreamReader | None) -> bytes:

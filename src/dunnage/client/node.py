@@ -9,55 +9,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from dunnage import errors
-from dunnage.api import events_pb2, forward_pb2, mount_pb2, node_pb2, options_pb2, task_pb2
+from dunnage.api import node_pb2, task_pb2
 from dunnage.client import launch
 from dunnage.client.bundle import (
     DEFAULT_NAMESPACE,
     DEFAULT_STATE,
     LOCAL_KEY,
     Bundle,
-    Record,
     bundles_directory,
     find_bundles,
     new_id,
 )
+from dunnage.client.checkpoint import Saved, check_images
 from dunnage.client.connection import NODE_SERVICE, TASK_SERVICE, Connection
-from dunnage.client.container import Container, Process, pipes
+from dunnage.client.container import DETACHED, Container, Process, pipes, stats_of
+from dunnage.client.creation import CREATE_TIMEOUT_S, Wish, undo_create, whole_path
+from dunnage.client.listing import NodeStatus, event, listed, node_status
 from dunnage.client.settings import Prepared, Settings, prepare
+from dunnage.client.stats import Stats
 from dunnage.client.stdio import OPEN, PIPE, Stdio, Streams
-from dunnage.client.values import Event, Finished, Listed, Status, read_time
+from dunnage.client.values import Event, Finished, Listed, Status
 
 _NODE_TIMEOUT_S = 5.0
 _EVENTS_WAIT_MS = 20_000
 _KEYS_INTERVAL_S = 1.0
-_CREATE_TIMEOUT_S = 180.0
-
-
-class WorkerProcess(NamedTuple):
-    """One worker of a node and the group it serves."""
-
-    name: str
-    pid: int
-
-
-class NodeStatus(NamedTuple):
-    """The processes behind one key, and how many containers they have."""
-
-    key: str
-    version: str
-    keeper_pid: int
-    worker_pid: int
-    worker_started: datetime | None
-    containerd_address: str
-    containers: int
-    workers: tuple[WorkerProcess, ...]
 
 
 class Node:
@@ -105,18 +86,44 @@ class Node:
         detached: bool = False,
         keep_stdin: bool = False,
         remove_when_stopped: bool = False,
+        checkpoint: Path | str | None = None,
     ) -> Container:
         """Create a container, not started yet.
 
         A detached one without streams of its own writes to its log; with `keep_stdin` its stdin waits for a writer.
+        With `checkpoint`, a directory of criu's images, starting it restores them; settings, root included, must be
+        those of the container that they were taken of (`restore` knows them itself).
 
         AlreadyExists where the id is taken; any failure leaves nothing behind, a cancellation neither.
         """
-        self._check_open()
-        bundle = Bundle(self.state, self.namespace, new_id() if id is None else id)
-        bundle.make()
-        with bundle.being_made():
-            return await self._create(bundle, settings, stdio, detached, keep_stdin, remove_when_stopped)
+        images = "" if checkpoint is None else check_images(Path(checkpoint))
+
+        async def prepared(bundle: Bundle, terminal: bool) -> Prepared:
+            return prepare(settings, bundle, terminal=terminal)
+
+        wish = Wish(whole_path(settings.runtime), stdio or Stdio(), detached, remove_when_stopped, images)
+        return await self._create(id, wish, prepared, own_stdio=stdio is None, keep_stdin=keep_stdin)
+
+    async def restore(
+        self,
+        directory: Path | str,
+        *,
+        id: str | None = None,
+        stdio: Stdio | None = None,
+        detached: bool = False,
+        keep_stdin: bool = False,
+        remove_when_stopped: bool = False,
+    ) -> Container:
+        """Create a container from a checkpoint that `Container.checkpoint` made; it goes on when it is started.
+
+        Its id is the one that it had, unless another is given; the rest is as in `create`. NotFound where there is no
+        such directory; AlreadyExists where the id is taken.
+        """
+        saved = Saved.read(Path(directory))
+        saved.check_terminal(stdio is not None and stdio.terminal)
+        wish = Wish(saved.record.runtime, stdio or Stdio(), detached, remove_when_stopped, str(saved.directory))
+        id = saved.record.id if id is None else id
+        return await self._create(id, wish, saved.prepare, own_stdio=stdio is None, keep_stdin=keep_stdin)
 
     async def run(
         self, settings: Settings, *, id: str | None = None, stdin: bytes = b"", timeout_s: float | None = None
@@ -184,15 +191,32 @@ class Node:
         except FileNotFoundError:
             return []
 
-    async def containers(self) -> list[Listed]:
-        """Every container of every key; a key whose worker does not answer has none."""
-        answers = await self._ask_all("List", node_pb2.ListRequest(), node_pb2.ListResponse)
-        return [_listed(key, one) for key, answer in answers for one in answer.containers]
+    async def containers(self, *, keys: Sequence[str] | None = None) -> list[Listed]:
+        """Every container of every key, or of those given; a key whose worker does not answer has none."""
+        answers = await self._ask_all("List", node_pb2.ListRequest(), node_pb2.ListResponse, keys)
+        return [listed(key, one) for key, answer in answers for one in answer.containers]
+
+    async def stats(self, one: Listed) -> Stats:
+        """What a container of any key has used so far; NotFound where it is gone."""
+        self._check_open()
+        connection = Connection(_address_of(one), TASK_SERVICE)
+        try:
+            return await stats_of(connection, one.id)
+        finally:
+            await connection.close()
+
+    async def delete_ended(self, found: Sequence[Listed]) -> list[Listed]:
+        """Have execs forgotten that were begun detached and have ended: nobody else does. Returns `found` without them.
+
+        Only local containers are looked at; a containerd's execs are that containerd's.
+        """
+        self._check_open()
+        return [await self._delete_ended_of(one) if one.key == LOCAL_KEY else one for one in found]
 
     async def status(self) -> list[NodeStatus]:
         """The processes behind every key that answers."""
         answers = await self._ask_all("Status", node_pb2.StatusRequest(), node_pb2.StatusResponse)
-        return [_node_status(answer) for _, answer in answers]
+        return [node_status(answer) for _, answer in answers]
 
     async def events(self, *, history: bool = False) -> AsyncGenerator[Event, None]:
         """Events as they happen, of every key, also of keys that come later; `history` begins with what is remembered.
@@ -219,37 +243,47 @@ class Node:
 
     async def _create(
         self,
-        bundle: Bundle,
-        settings: Settings,
-        stdio: Stdio | None,
-        detached: bool,
+        id: str | None,
+        wish: Wish,
+        prepare: Callable[[Bundle, bool], Awaitable[Prepared]],
+        *,
+        own_stdio: bool,
         keep_stdin: bool,
-        remove_when_stopped: bool,
     ) -> Container:
-        if stdio is None:
-            log = bundle.log_path if detached else None
-            stdio = Stdio(stdin=OPEN if keep_stdin else None, stdout=log, stderr=log)
+        self._check_open()
+        bundle = Bundle(self.state, self.namespace, new_id() if id is None else id)
+        bundle.make()
+        if own_stdio:
+            log = bundle.log_path if wish.detached else None
+            wish = wish._replace(stdio=Stdio(stdin=OPEN if keep_stdin else None, stdout=log, stderr=log))
+        with bundle.being_made():
+            return await self._create_in(bundle, wish, prepare)
+
+    async def _create_in(
+        self, bundle: Bundle, wish: Wish, prepare: Callable[[Bundle, bool], Awaitable[Prepared]]
+    ) -> Container:
         streams: Streams | None = None
         connection: Connection | None = None
         try:
-            prepared = prepare(settings, bundle, terminal=stdio.terminal)
-            stdio.apply(prepared.spec["process"])
+            prepared = await prepare(bundle, wish.stdio.terminal)
+            wish.stdio.apply(prepared.spec["process"])
             bundle.write_config(prepared.spec)
-            bundle.write_record(_record(bundle, settings, prepared, stdio, detached, remove_when_stopped))
-            streams = Streams(stdio, bundle.stdio_path, "")
+            bundle.write_record(wish.to_record(bundle, prepared))
+            streams = Streams(wish.stdio, bundle.stdio_path, "")
             streams.prepare()
             address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
             connection = Connection(address, TASK_SERVICE, check=bundle.check_exists)
             container = Container(bundle, connection, streams, on_close=self._opened.discard)
             await connection.call_to_its_end(
                 "Create",
-                _create_request(bundle, settings, prepared, stdio, streams, self.state),
+                wish.to_request(bundle, prepared, streams),
                 task_pb2.CreateTaskResponse,
-                timeout_s=_CREATE_TIMEOUT_S,
+                timeout_s=CREATE_TIMEOUT_S,
             )
             await streams.begin()
+            self._check_open()  # nobody would close what comes after a close
         except BaseException:
-            await _undo_create(bundle, connection, streams)
+            await undo_create(bundle, connection, streams)
             raise
         self._opened.add(container)
         return container
@@ -261,19 +295,43 @@ class Node:
             while True:
                 request = node_pb2.EventsRequest(after=after, wait_ms=wait_ms)
                 answer = await connection.call("Events", request, node_pb2.EventsResponse)
-                for event in answer.events:
-                    after = event.sequence
+                for one in answer.events:
+                    after = one.sequence
                     if whole:
-                        queue.put_nowait(_event(key, event.envelope))
+                        queue.put_nowait(event(key, one.envelope))
                 whole, wait_ms = True, _EVENTS_WAIT_MS
         except errors.Unavailable:
             return  # the last worker of this key has gone; if it comes back its key is followed again
         finally:
             await connection.close()
 
-    async def _ask_all(self, method: str, request: Any, response: Any) -> Sequence[tuple[str, Any]]:
+    async def _delete_ended_of(self, one: Listed) -> Listed:
+        detached = [exec_id for exec_id in one.execs if exec_id.startswith(DETACHED)]
+        if not detached:
+            return one
+        connection = Connection(_address_of(one), TASK_SERVICE)
+        gone: set[str] = set()
+        try:
+            for exec_id in detached:
+                process = Process(connection, one.id, exec_id, Streams(Stdio(), one.bundle, ""), started=True)
+                try:
+                    if (await process.state()).status is not Status.STOPPED:
+                        continue
+                    await process.delete()
+                except errors.NotFound:
+                    pass  # somebody else has deleted it, or the whole container
+                gone.add(exec_id)
+        except (errors.Unavailable, errors.DeadlineExceeded):
+            pass  # there is nobody just now to forget it; the next one who looks tries again
+        finally:
+            await connection.close()
+        return one._replace(execs=tuple(exec_id for exec_id in one.execs if exec_id not in gone))
+
+    async def _ask_all(
+        self, method: str, request: Any, response: Any, keys: Sequence[str] | None = None
+    ) -> Sequence[tuple[str, Any]]:
         self._check_open()
-        keys = self.keys()
+        keys = self.keys() if keys is None else keys
         answers = await asyncio.gather(*(self._ask(key, method, request, response) for key in keys))
         return [(key, answer) for key, answer in zip(keys, answers, strict=True) if answer is not None]
 
@@ -306,66 +364,11 @@ class Node:
         bundle.remove()
 
 
-def _record(
-    bundle: Bundle, settings: Settings, prepared: Prepared, stdio: Stdio, detached: bool, remove_when_stopped: bool
-) -> Record:
-    return Record(
-        id=bundle.id,
-        namespace=bundle.namespace,
-        created_at=datetime.now(UTC).isoformat(),
-        command=list(prepared.spec["process"]["args"]),
-        root=prepared.root,
-        runtime=settings.runtime,
-        detached=detached,
-        terminal=stdio.terminal,
-        log=str(stdio.stdout) if isinstance(stdio.stdout, Path) else None,
-        remove_when_stopped=remove_when_stopped,
-    )
-
-
-def _create_request(
-    bundle: Bundle, settings: Settings, prepared: Prepared, stdio: Stdio, streams: Streams, state: Path
-) -> task_pb2.CreateTaskRequest:
-    # a root of our own for the runtime's state: an id of ours may be one of containerd's too
-    # the worker's working directory is not ours: a path is said whole
-    runtime = os.path.abspath(settings.runtime) if "/" in settings.runtime else settings.runtime
-    options = options_pb2.Options(binary_name=runtime, root=str(state / LOCAL_KEY / "runtime"))
-    stdin, stdout, stderr = streams.uris
-    request = task_pb2.CreateTaskRequest(
-        id=bundle.id,
-        bundle=str(bundle.path),
-        rootfs=[mount_pb2.Mount(type=one.type, source=one.source, options=one.options) for one in prepared.rootfs],
-        terminal=stdio.terminal,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-    )
-    request.options.type_url = options.DESCRIPTOR.full_name
-    request.options.value = options.SerializeToString()
-    return request
-
-
-async def _undo_create(bundle: Bundle, connection: Connection | None, streams: Streams | None) -> None:
-    if streams is not None:
-        streams.close()
-    if connection is None:
-        with contextlib.suppress(errors.Error):  # no worker was asked for it yet
-            connection = Connection(bundle.read_address(), TASK_SERVICE)
-    if connection is not None:
-        with contextlib.suppress(errors.Error):  # it seldom came to a container
-            delete = task_pb2.DeleteRequest(id=bundle.id)
-            await connection.call("Delete", delete, task_pb2.DeleteResponse, timeout_s=_CREATE_TIMEOUT_S)
-        with contextlib.suppress(errors.Error):  # a worker that is gone has dropped the container with it
-            shutdown = task_pb2.ShutdownRequest(id=bundle.id)
-            await connection.call("Shutdown", shutdown, _empty(), timeout_s=_NODE_TIMEOUT_S)
-        await connection.close()
-    bundle.remove()
-
-
-def _empty() -> Any:
-    from google.protobuf.empty_pb2 import Empty
-
-    return Empty
+def _address_of(one: Listed) -> str:
+    try:
+        return (one.bundle / "address").read_text().strip().removeprefix("unix://")
+    except OSError as error:
+        raise errors.NotFound(f"container {one.id} does not exist") from error
 
 
 async def _communicate(process: Process, stdin: bytes) -> Finished:
@@ -379,56 +382,3 @@ async def _communicate(process: Process, stdin: bytes) -> Finished:
 
     finished, _ = await asyncio.gather(process.wait_output(), write())
     return finished
-
-
-def _listed(key: str, one: node_pb2.Container) -> Listed:
-    status = Status.of_number(one.status)
-    return Listed(
-        key=key,
-        namespace=one.namespace,
-        id=one.id,
-        status=status,
-        pid=one.pid,
-        exit_status=one.exit_status if status is Status.STOPPED else None,
-        bundle=Path(one.bundle),
-        runtime=one.runtime,
-        created_at=read_time(one.created_at),
-        exited_at=read_time(one.exited_at) if status is Status.STOPPED else None,
-        execs=tuple(one.exec_ids),
-    )
-
-
-def _node_status(answer: node_pb2.StatusResponse) -> NodeStatus:
-    return NodeStatus(
-        key=answer.key,
-        version=answer.version,
-        keeper_pid=answer.keeper_pid,
-        worker_pid=answer.worker_pid,
-        worker_started=read_time(answer.worker_started),
-        containerd_address=answer.containerd_address,
-        containers=answer.containers,
-        workers=tuple(WorkerProcess(worker.name, worker.pid) for worker in answer.workers),
-    )
-
-
-def _event(key: str, envelope: forward_pb2.Envelope) -> Event:
-    return Event(
-        at=read_time(envelope.timestamp),
-        key=key,
-        namespace=envelope.namespace,
-        topic=envelope.topic,
-        fields=_event_fields(envelope.event.type_url, envelope.event.value),
-    )
-
-
-def _event_fields(type_url: str, value: bytes) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict
-
-    name = type_url.rpartition("/")[2].rpartition(".")[2]
-    message_class = getattr(events_pb2, name, None)
-    if message_class is None:
-        return {"type_url": type_url}
-    fields: dict[str, Any] = MessageToDict(
-        message_class.FromString(value), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return fields

@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from dunnage import errors
 from dunnage.client.bundle import Bundle, host_files, host_filesystems
-from dunnage.client.container import merge_env
-from dunnage.spec import check_process, check_text, check_words, make_spec, parse_mount
+from dunnage.spec import check_process, check_text, check_words, make_spec, merge_env, parse_mount
 
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # on the host's own root its programs are where the caller's shell finds them
@@ -63,6 +62,10 @@ _NOT_WITH_BUNDLE = ("user", "hostname", "mounts", "memory_bytes", "cpus", "pids"
 _DEFAULTS = Settings()
 
 
+HOST_ROOT = "host"
+"""What `Prepared.root` and a record call the host's own `/` under an overlay."""
+
+
 class RootMount(NamedTuple):
     """A mount that the worker makes on the bundle's rootfs."""
 
@@ -91,12 +94,20 @@ def prepare(settings: Settings, bundle: Bundle, *, terminal: bool) -> Prepared:
         env = merge_env([_DEFAULT_PATH], _terminal_env(terminal))
         return Prepared(_make_spec(settings, bundle, terminal, env, root, str(root), ()), (), f"directory {root}")
     upper, work = bundle.make_scratch()
-    overlay = RootMount("overlay", "overlay", ("lowerdir=/", f"upperdir={upper}", f"workdir={work}"))
     env = [f"{name}={os.environ[name]}" for name in _HOST_VARIABLES if name in os.environ]
     env = merge_env([_DEFAULT_PATH], [*env, *_terminal_env(terminal)])
     shared = [*host_filesystems(), *host_files()]
     mounts = [f"type=bind,source={path},target={path},readonly" for path in shared if "," not in path]
-    return Prepared(_make_spec(settings, bundle, terminal, env, Path("/"), "rootfs", mounts), [overlay], "host")
+    return Prepared(
+        _make_spec(settings, bundle, terminal, env, Path("/"), "rootfs", mounts),
+        [overlay_mount(upper, work)],
+        HOST_ROOT,
+    )
+
+
+def overlay_mount(upper: Path, work: Path) -> RootMount:
+    """The host's root, with what is changed kept elsewhere."""
+    return RootMount("overlay", "overlay", ("lowerdir=/", f"upperdir={upper}", f"workdir={work}"))
 
 
 def cgroups_path(bundle: Bundle) -> str:

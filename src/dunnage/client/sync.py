@@ -14,7 +14,7 @@ import asyncio
 import concurrent.futures
 import signal as signals
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,12 @@ from dunnage import errors
 from dunnage.client import container as asynchronous_container
 from dunnage.client import node as asynchronous_node
 from dunnage.client.bundle import DEFAULT_NAMESPACE, DEFAULT_STATE, Record
-from dunnage.client.node import NodeStatus
+from dunnage.client.listing import NodeStatus
 from dunnage.client.settings import Settings
+from dunnage.client.stats import Stats
 from dunnage.client.stdio import Stdio
 from dunnage.client.values import Event, Exit, Finished, Listed, State
+from dunnage.spec import Resources
 
 T = TypeVar("T")
 
@@ -191,9 +193,10 @@ class Container(Process):
         user: dict[str, Any] | None = None,
         stdio: Stdio | None = None,
         exec_id: str | None = None,
+        detached: bool = False,
     ) -> Process:
-        """A further process, not started yet."""
-        work = self._container.exec(args, env=env, cwd=cwd, user=user, stdio=stdio, exec_id=exec_id)
+        """A further process, not started yet; a `detached` one is forgotten by `Node.delete_ended`."""
+        work = self._container.exec(args, env=env, cwd=cwd, user=user, stdio=stdio, exec_id=exec_id, detached=detached)
         return Process(self._portal, self._portal.call(work))
 
     def attach(self, stdio: Stdio) -> Process:
@@ -205,10 +208,47 @@ class Container(Process):
         return self._portal.call(self._container.pids())
 
     def pause(self) -> None:
+        """Freeze every process in it; it may still be killed and removed."""
         self._portal.call(self._container.pause())
 
     def resume(self) -> None:
+        """Let a paused one go on."""
         self._portal.call(self._container.resume())
+
+    def update(self, resources: Resources | Mapping[str, Any]) -> None:
+        """Change its limits, also while it runs; what is not said stays as it is."""
+        self._portal.call(self._container.update(resources))
+
+    def stats(self) -> Stats:
+        """What it has used so far. NotFound where it has no cgroup any more."""
+        return self._portal.call(self._container.stats())
+
+    def checkpoint(
+        self,
+        directory: Path | str,
+        *,
+        exit: bool = False,
+        tcp: bool = False,
+        unix_sockets: bool = False,
+        terminal: bool | None = None,
+        file_locks: bool = False,
+        empty_namespaces: Sequence[str] = (),
+        work_directory: Path | None = None,
+        parent: Path | None = None,
+    ) -> None:
+        """Have criu write it down in `directory`; `Node.restore` makes it again from that."""
+        work = self._container.checkpoint(
+            directory,
+            exit=exit,
+            tcp=tcp,
+            unix_sockets=unix_sockets,
+            terminal=terminal,
+            file_locks=file_locks,
+            empty_namespaces=empty_namespaces,
+            work_directory=work_directory,
+            parent=parent,
+        )
+        self._portal.call(work)
 
     def remove(self, *, force: bool = False) -> Exit | None:
         """Delete it and its bundle; with `force`, kill it first."""
@@ -252,10 +292,33 @@ class Node:
         detached: bool = False,
         keep_stdin: bool = False,
         remove_when_stopped: bool = False,
+        checkpoint: Path | str | None = None,
     ) -> Container:
-        """Create a container, not started yet."""
+        """Create a container, not started yet; with `checkpoint`, starting it restores criu's images there."""
         work = self._node.create(
             settings,
+            id=id,
+            stdio=stdio,
+            detached=detached,
+            keep_stdin=keep_stdin,
+            remove_when_stopped=remove_when_stopped,
+            checkpoint=checkpoint,
+        )
+        return Container(self._portal, self._portal.call(work))
+
+    def restore(
+        self,
+        directory: Path | str,
+        *,
+        id: str | None = None,
+        stdio: Stdio | None = None,
+        detached: bool = False,
+        keep_stdin: bool = False,
+        remove_when_stopped: bool = False,
+    ) -> Container:
+        """Create a container from a checkpoint that `Container.checkpoint` made; it goes on when it is started."""
+        work = self._node.restore(
+            directory,
             id=id,
             stdio=stdio,
             detached=detached,
@@ -282,9 +345,17 @@ class Node:
         """The ids of this namespace's local containers, running or not."""
         return self._node.local_ids()
 
-    def containers(self) -> list[Listed]:
-        """Every container of every key."""
-        return self._portal.call(self._node.containers())
+    def containers(self, *, keys: Sequence[str] | None = None) -> list[Listed]:
+        """Every container of every key, or of those given."""
+        return self._portal.call(self._node.containers(keys=keys))
+
+    def stats(self, one: Listed) -> Stats:
+        """What a container of any key has used so far; NotFound where it is gone."""
+        return self._portal.call(self._node.stats(one))
+
+    def delete_ended(self, found: Sequence[Listed]) -> list[Listed]:
+        """Have execs forgotten that were begun detached and have ended. Returns `found` without them."""
+        return self._portal.call(self._node.delete_ended(found))
 
     def status(self) -> list[NodeStatus]:
         """The processes behind every key that answers."""

@@ -24,6 +24,11 @@ class Status(enum.Enum):
     PAUSED = "paused"
     PAUSING = "pausing"
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is there and has not ended."""
+        return self not in (Status.STOPPED, Status.UNKNOWN)
+
     @classmethod
     def of_number(cls, number: int) -> Status:
         """The status with this number on the wire (``containerd.v1.types.Status``)."""

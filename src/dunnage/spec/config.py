@@ -126,6 +126,13 @@ def make_spec(
     return spec
 
 
+def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """`base` with the variables of `changes` (``NAME=value``) in their place."""
+    merged = dict(entry.partition("=")[::2] for entry in base)
+    merged.update(entry.partition("=")[::2] for entry in changes)
+    return [f"{name}={value}" for name, value in merged.items()]
+
+
 def check_process(args: Sequence[str], env: Sequence[str], cwd: str) -> None:
     """InvalidArgument for a command, environment or working directory that no process can have."""
     if not args or not args[0]:
