@@ -69,6 +69,7 @@ class Container:
         log: logging.Logger,
         env: Mapping[str, str],
         io_drain_timeout_s: float,
+        drivers: Callable[[str], stdio.Drivers] | None = None,
         checkpoint: Checkpoint = Checkpoint(),  # noqa: B008 - a value
     ) -> None:
         self.namespace = namespace
@@ -82,7 +83,7 @@ class Container:
         self.created_at = time.time_ns()
         self._runtime = runtime
         self._host = host
-        means = Means(namespace, container_id, bundle, options, runtime, host, log, env, io_drain_timeout_s)
+        means = Means(namespace, container_id, bundle, options, runtime, host, log, env, io_drain_timeout_s, drivers)
         self._means = means
         self._rootfs = Rootfs(self.name, bundle, rootfs, host)
         self._telling = Telling(
@@ -306,7 +307,14 @@ class Container:
         self._execs.restore(record)
         self._exits.restore(record)
         takeover = Takeover(
-            self.name, self.id, fds, bundle=self.bundle, runtime=self._runtime, host=self._host, log=self.log
+            self.name,
+            self.id,
+            fds,
+            bundle=self.bundle,
+            runtime=self._runtime,
+            host=self._host,
+            drivers_of=self._means.drivers_of,
+            log=self.log,
         )
         if self.init.state is not State.DELETED:
             await self._take_up(takeover)
@@ -339,6 +347,7 @@ class Container:
         for process in processes:
             self._exits.watch_again(process)
         for process in started:
+            process.was_started = True
             self._telling.publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
             self._exits.tell(self._exits.order.started(process.id))
         if began in (Operation.PAUSE, Operation.RESUME) and not self.init.has_exited:
@@ -441,6 +450,7 @@ class Container:
             raise
         if init.state in (State.CREATED, State.CREATED_CHECKPOINT):  # else it is over already
             init.state = State.RUNNING
+        init.was_started = True
         self._telling.publish(Started(init.pid))
         if restores:
             self._exits.cgroup.watch()

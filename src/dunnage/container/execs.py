@@ -67,7 +67,7 @@ class Execs:
             process.release_waiters()
             self._exits.tell(order.start_failed(process.id))
             raise
-        process.state = State.RUNNING
+        process.state, process.was_started = State.RUNNING, True
         self._telling.publish(ExecStarted(process.id, process.pid))
         self._exits.tell(order.started(process.id))
         return process.pid

@@ -13,7 +13,7 @@ from typing import Any
 
 from dunnage.container.bundle import Record
 from dunnage.container.cgroup import ContainerCgroup
-from dunnage.container.facts import Exited, OutOfMemory
+from dunnage.container.facts import Exited, Fact, OutOfMemory
 from dunnage.container.host import Death
 from dunnage.container.means import Means
 from dunnage.container.ordering import INIT, ExitOrder
@@ -36,6 +36,8 @@ class Exits:
         """Whether an init that ends may leave others behind, which are then killed."""
         self.kill_untold = False
         """An out-of-memory kill is told with the start that is under way."""
+        self._looks = False
+        """A kill that is seen now is told with the exits that are about to be, in one step."""
         self.cgroup = ContainerCgroup(means.name, oom=means.host.oom, on_kill=self._out_of_memory, log=means.log)
         self._means = means
         self._telling = telling
@@ -66,13 +68,18 @@ class Exits:
         """Tell the exits that ``order`` says may be told."""
         processes = [self._find(process_id) for process_id in process_ids]
         if processes:
+            self._looks = True
             self.cgroup.look()
-        if not self.order.is_starting(INIT) and self.kill_untold:
-            self._out_of_memory()
+            self._looks = False
+        facts: list[Fact] = []
+        if self.kill_untold and not self.order.is_starting(INIT):
+            self.kill_untold = False
+            facts.append(OutOfMemory())
         for process in processes:
             process.finish()
-        if processes:
-            self._telling.publish(*(Exited(process.id, process.ended) for process in processes))
+            facts.append(Exited(process.id, process.ended))
+        if facts:
+            self._telling.publish(*facts)
 
     async def await_last(self) -> None:
         """The runtime has killed what ran: see it end, so that its exit is told before the deletion."""
@@ -137,8 +144,10 @@ class Exits:
         self.tell(self.order.exited(INIT))
 
     def _out_of_memory(self) -> None:
-        self.kill_untold = self.order.is_starting(INIT)
-        if self.kill_untold:
+        if self._looks:
+            self.kill_untold = True
+        elif self.order.is_starting(INIT):
+            self.kill_untold = True
             self._telling.save()
         else:
             self._telling.publish(OutOfMemory())

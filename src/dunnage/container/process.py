@@ -29,6 +29,8 @@ class Process:
         self.pid = 0
         self.status = 0
         self.exited_at: int | None = None
+        self.was_started = False
+        """Its start was told; an init may end without one."""
         self.turn = Turn()
         self.stdio: ProcessIO | None = None
         self.watch: Watch | None = None
@@ -90,6 +92,7 @@ class Process:
             "pid": self.pid,
             "status": self.status,
             "exited_at": self.exited_at,
+            "was_started": self.was_started,
             "over": self.is_over,
             "io": list(self.io),
         }
@@ -99,6 +102,7 @@ class Process:
         self.pid = record["pid"]
         self.status = record["status"]
         self.exited_at = record["exited_at"]
+        self.was_started = record["was_started"]
         if record["over"]:
             self._over.set()
 

@@ -142,7 +142,7 @@ class TaskService:
     async def start(self, request: task_pb2.StartRequest, call: Call) -> task_pb2.StartResponse:
         container = self._group.container(request.id)
         process = container.process(request.exec_id)
-        if call.replayed and process.state not in (State.CREATED, State.CREATED_CHECKPOINT):
+        if call.replayed and process.was_started:
             return task_pb2.StartResponse(pid=process.pid)
         return task_pb2.StartResponse(pid=await container.start(request.exec_id))
 
