@@ -85,6 +85,18 @@ def test_only_hierarchies_of_a_users_session_are_left() -> None:
     ]
 
 
+@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_mount_point_of_any_name_is_one_line(tmp_path: Path, separator: str) -> None:
+    """The kernel escapes space, tab, newline and backslash, and nothing else."""
+    point = tmp_path / f"a{separator}b"
+    point.mkdir()
+    code = (
+        "import subprocess\nsubprocess.run(['mount', '-t', 'tmpfs', 'none', sys.argv[1]], check=True)\nleave_terminal()"
+    )
+    command = ["unshare", "-m", sys.executable, "-c", f"import os, sys\nfrom dunnage.linux.process import *\n{code}"]
+    subprocess.run([*command, str(point)], env={**os.environ, "PYTHONPATH": str(SRC)}, check=True)
+
+
 def test_attributes_survive_the_wire() -> None:
     attributes = Attributes.of(os.getpid())
     assert Attributes.from_json(attributes.to_json()) == attributes

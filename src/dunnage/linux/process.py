@@ -54,9 +54,9 @@ def leave_terminal() -> None:
     except PermissionError:
         pass  # already a process group's leader: the launcher has made the session
     os.chdir("/")
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape", newline="") as file:
         memberships = file.read()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="") as file:
         mounts = file.read()
     for root in session_hierarchies(memberships, mounts):
         home = f"{root}/system.slice/dunnage"
@@ -69,11 +69,14 @@ def leave_terminal() -> None:
 
 
 def session_hierarchies(memberships: str, mounts: str) -> list[str]:
-    """Mount points of the hierarchies in which ``memberships`` (/proc/self/cgroup) lies below user.slice. Pure."""
+    """Mount points of the hierarchies in which ``memberships`` (/proc/self/cgroup) lies below user.slice. Pure.
+
+    A line ends in a newline alone: any other separator may be part of somebody's mount point.
+    """
     points: dict[str, str] = {}
-    for line in mounts.splitlines():
+    for line in filter(None, mounts.split("\n")):
         left, _, right = line.partition(" - ")
-        fields, (kind, _, options) = left.split(), right.split(" ", 2)
+        fields, (kind, _, options) = left.split(" "), right.split(" ", 2)
         if fields[3] != "/":
             continue  # a part of the hierarchy: its root is not to be seen here
         if kind == "cgroup2":
@@ -82,7 +85,7 @@ def session_hierarchies(memberships: str, mounts: str) -> list[str]:
             for option in options.split(","):
                 points.setdefault(option, fields[4])
     found: list[str] = []
-    for line in memberships.splitlines():
+    for line in filter(None, memberships.split("\n")):
         _, controllers, path = line.split(":", 2)
         point = points.get(controllers.split(",")[0])
         if point and (path + "/").startswith("/user.slice/") and point not in found:
