@@ -75,7 +75,8 @@ def test_what_stands_before_the_subcommand() -> None:
         "--log-format",
         "json",
     ]
-    assert arguments.Globals("/r", "/b/log.json", systemd_cgroup=True).argv()[-1] == "--systemd-cgroup"
+    last = arguments.Globals("/r", "/b/log.json", systemd_cgroup=True, criu="/opt/criu").argv()[6:]
+    assert last == ["--criu", "/opt/criu", "--systemd-cgroup"]
 
 
 def test_a_pid_file_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

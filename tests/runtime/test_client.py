@@ -13,7 +13,7 @@ import pytest
 from tests.runtime.local import Bundle, wait_for_exit
 
 from dunnage import errors
-from dunnage.runtime import arguments
+from dunnage.runtime import arguments, failures
 from dunnage.runtime.client import Stdio
 from dunnage.runtime.console import ConsoleSocket
 from dunnage.runtime.failures import CommandFailed
@@ -259,3 +259,58 @@ def test_what_is_no_answer_is_an_error_of_ours(tmp_path: Path, said: str) -> Non
         asyncio.run(runtime.ps("c1"))
     with pytest.raises(CommandFailed, match=f"{babbling} state of container c1 gives none: "):
         asyncio.run(runtime.state("c1"))
+
+
+def test_two_calls_that_fail_at_once_tell_their_own_errors(make_bundle: Make, tmp_path: Path) -> None:
+    """Each waits for the other to have logged, so that both have before either has ended."""
+    bundle = make_bundle(["true"])
+    both = tmp_path / "both"
+    both.write_text(
+        f"""#!/bin/sh
+        log=$4; for verb; do case $verb in start|pause) break;; esac; done
+        echo "{{\\"level\\":\\"warning\\",\\"msg\\":\\"$verb is odd\\"}}" >> $log
+        echo "{{\\"level\\":\\"error\\",\\"msg\\":\\"$verb is not possible\\"}}" >> $log
+        mkdir {tmp_path}/$verb
+        while ! [ -d {tmp_path}/start ] || ! [ -d {tmp_path}/pause ]; do :; done
+        exit 1
+        """
+    )
+    both.chmod(0o755)
+    runtime = bundle.make_runtime(str(both))
+
+    async def run() -> list[BaseException | None]:
+        calls = (runtime.start(bundle.container), runtime.pause(bundle.container))
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    told = asyncio.run(run())
+    assert [str(error) for error in told] == [
+        "OCI runtime start failed: start is not possible",
+        "OCI runtime pause failed: pause is not possible",
+    ]
+    for error, verb in zip(told, ("start", "pause"), strict=True):
+        assert error is not None
+        failure = error.__cause__
+        assert isinstance(failure, CommandFailed)
+        assert (failure.call.verb, failure.call.argv[0], failure.call.status) == (verb, str(both), 1)
+        assert failure.call.argv[-2:] == (verb, bundle.container)
+        assert [record.message for record in failures.records(failure.log)] == [
+            f"{verb} is odd",
+            f"{verb} is not possible",
+        ]
+    log = (bundle.directory / "log.json").read_text().splitlines()
+    assert len(log) == 4, "the bundle's log has all"
+    assert not list(bundle.directory.glob("dunnage-*"))
+
+
+@pytest.mark.parametrize(("end", "killed"), [("exit 137", True), ("kill -9 $$", True), ("exit 1", False)])
+def test_a_wrapper_that_says_its_runtime_was_killed_counts_as_killed(
+    make_bundle: Make, tmp_path: Path, end: str, killed: bool
+) -> None:
+    bundle = make_bundle(["true"])
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f"#!/bin/sh\n{end}\n")
+    wrapper.chmod(0o755)
+    with pytest.raises(CommandFailed) as told:
+        asyncio.run(bundle.make_runtime(str(wrapper)).ps(bundle.container))
+    assert told.value.killed is killed
+    assert told.value.call.status == (137 if killed else 1)

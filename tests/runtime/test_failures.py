@@ -113,3 +113,14 @@ def test_a_sentence_that_only_the_log_has_counts_too() -> None:
 )
 def test_a_runtime_that_cannot_be_run(command: str, reason: OSError | None, text: str) -> None:
     assert failures.describe_missing(command, reason) == text
+
+
+def test_every_record_is_told_whatever_its_level_and_shape() -> None:
+    log = '{"level":"info","msg":"a"}{"level":"error","msg":" b "}\nsegmentation fault\n[3]\n{"level":"error"}\n{"lev'
+    assert failures.records(log) == [
+        ("info", "a"),
+        ("error", "b"),
+        ("", "segmentation fault"),
+        ("", "[3]"),
+        ("", '{"lev'),
+    ]

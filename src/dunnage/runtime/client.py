@@ -2,7 +2,7 @@
 
 What the runtime writes is collected in a memfd, not a pipe: a process that inherits it cannot make a call hang, nothing
 has to be read while it runs, and a call that outlives its caller never meets a full or broken pipe. Of the log only
-what was added while a call ran counts, so no old error is told again.
+what the call itself has written counts (``logs``), so neither an old error nor another call's is told.
 
 The ``Spawner`` runs the process; it owns none of the fds it is given.
 """
@@ -15,17 +15,17 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from dunnage import errors
 from dunnage.runtime import arguments, failures
-from dunnage.runtime.failures import CommandFailed, Log
+from dunnage.runtime.failures import Call, CommandFailed, Log
+from dunnage.runtime.logs import Logs
 
 DEADLINE_S = 60.0
 OUTPUT_BYTES = 1 << 20
 """More output than this is cut: it is only told in errors, and `ps` of a hundred thousand processes fits."""
-LOG_BYTES = 1 << 20
-"""The end of the log that is read after a failure."""
 
 
 class Exit(Protocol):
@@ -88,7 +88,8 @@ class Runtime:
         self.command = command
         self.log_path = log_path
         self.deadline_s = deadline_s
-        self._globals = arguments.Globals(root, log_path, systemd_cgroup, criu)
+        self._globals = partial(arguments.Globals, root, systemd_cgroup=systemd_cgroup, criu=criu)
+        self._logs = Logs(log_path)
         self._spawner = spawner
         self._env = {name: value for name, value in env.items() if name != "NOTIFY_SOCKET"}
         self._scope = scope
@@ -198,43 +199,52 @@ class Runtime:
         """Run it; output is collected unless ``stdio`` is given, and where it is ``parsed``, without stderr."""
         program = shutil.which(self.command, path=self._env.get("PATH", os.defpath))
         name = ":".join(("runtime", "/".join(filter(None, (self._scope, container, process))), options.verb))
-        log_size = _size(self.log_path)
         with ExitStack() as stack:
+            log = stack.enter_context(self._logs.of_call())
             null = stack.enter_context(open("/dev/null", "r+b", buffering=0))
             stdout = stack.enter_context(_memfd(f"{options.verb} output"))
             stderr = stack.enter_context(_memfd(f"{options.verb} errors")) if parsed else stdout
             given = stdio or Stdio(stdin, stdout, stderr)
             fds = {number: null.fileno() if fd is None else fd for number, fd in enumerate(given)}
+            # a path is tried, so that the kernel's reason is told
+            path = self.command if program is None and "/" in self.command else program
+            argv = [path or self.command, *self._globals(log.path).argv(), *options.argv(container)]
+            call = Call(options.verb, tuple(argv))
             try:
-                if program is None:
-                    # a path is tried, so that the kernel's reason is told
-                    if "/" not in self.command:
-                        raise FileNotFoundError
-                    program = self.command
+                if path is None:
+                    raise FileNotFoundError
                 ended = await self._spawner.run(
                     name,
-                    [program, *self._globals.argv(), *options.argv(container)],
+                    argv,
                     env=self._env,
                     cwd=os.path.dirname(self.log_path),
                     fds=fds,
                     deadline_s=self.deadline_s,
                 )
             except TimeoutError as reason:
-                raise errors.DeadlineExceeded(
-                    f"{self.command} {options.verb} of container {container} did not end within {self.deadline_s:g} s"
-                ) from reason
+                what = f"{self.command} {options.verb} of container {container}"
+                text = f"{what} did not end within {self.deadline_s:g} s"
+                hanging = f"{_content(stdout)}{reason}"  # it says which process
+                failure = CommandFailed(text, output=hanging, killed=True, call=call, log=log.read().text)
+                raise errors.DeadlineExceeded(text) from failure
             except OSError as reason:
-                text = failures.describe_missing(self.command, reason if program else None)
-                return _Call("", CommandFailed(text), _read_log(self.log_path, log_size))
+                text = failures.describe_missing(self.command, None if path is None else reason)
+                return _Call("", CommandFailed(text, call=call), log.read())
             output = _content(stdout)
+            if ended.code == 0:
+                return _Call(output, None, Log())
             words = output + _content(stderr) if parsed else output
+            logged = log.read()
         status = ended.code if ended.code is not None else 128 + (ended.signal or 0)
-        if status == 0:
-            return _Call(output, None, Log())
-        log = _read_log(self.log_path, log_size)
-        text = failures.describe_status(self.command, status, words)
-        killed = ended.code is None
-        return _Call(output, CommandFailed(text, output=words, reason=_sentence(log), killed=killed), log)
+        failure = CommandFailed(
+            failures.describe_status(self.command, status, words),
+            output=words,
+            reason=_sentence(logged),
+            killed=failures.is_killed(ended.code),
+            call=call._replace(status=status),
+            log=logged.text,
+        )
+        return _Call(output, failure, logged)
 
 
 class _Call(NamedTuple):
@@ -252,28 +262,6 @@ def _sentence(log: Log) -> str:
 
 def _content(memfd: int) -> str:
     return os.pread(memfd, OUTPUT_BYTES, 0).decode(errors="replace")
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
-def _read_log(path: str, start: int) -> Log:
-    try:
-        with open(path, "rb") as log:
-            size = os.fstat(log.fileno()).st_size
-            # smaller than before: it is another file now
-            start = start if start <= size else 0
-            log.seek(max(start, size - LOG_BYTES))
-            added = log.read(LOG_BYTES)
-            if size - start > LOG_BYTES:
-                added = added.partition(b"\n")[2]
-            return Log(added.decode(errors="replace"))
-    except OSError as reason:
-        return Log(unreadable=f"open {path}: {(reason.strerror or '').lower()}")
 
 
 @contextmanager

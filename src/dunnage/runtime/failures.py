@@ -16,25 +16,51 @@ FINISHED = "process already finished"
 NO_CONTAINER = "no such container"
 
 
+class Call(NamedTuple):
+    """One run of the runtime: what was run, and how it ended (an exit code, or 128 + a signal's number; None: it could
+    not be run, or did not end)."""
+
+    verb: str = ""
+    argv: tuple[str, ...] = ()
+    status: int | None = None
+
+
 class CommandFailed(errors.Error):
     """The runtime could not be run, or ended with a status other than 0: the raw error, without a prefix.
 
-    ``output`` is what it wrote where that was collected, ``reason`` its own sentence: from the log, else the output.
-    ``killed``: a signal ended it, so it has taken back nothing of what it had begun.
+    ``output`` is what it wrote where that was collected, ``reason`` its own sentence: from the log, else the output;
+    ``log`` is what it logged. ``killed``: a signal ended it, so it has taken back nothing of what it had begun.
     """
 
-    def __init__(self, text: str, *, output: str = "", reason: str = "", killed: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        output: str = "",
+        reason: str = "",
+        killed: bool = False,
+        call: Call = Call(),  # noqa: B008 - a value
+        log: str = "",
+    ) -> None:
         super().__init__(text)
         self.killed = killed
         self.output = output
         self.reason = reason or output.strip() or text
+        self.call = call
+        self.log = log
 
 
 class Log(NamedTuple):
-    """What was added to the runtime's log while one call ran; ``unreadable`` says why there is nothing to read."""
+    """What one call logged; ``unreadable`` says why there is nothing to read."""
 
     text: str = ""
     unreadable: str = ""
+
+
+def is_killed(code: int | None) -> bool:
+    """Whether an exit code (None: there is none) says that a signal ended the runtime, or what a wrapper of it ran: a
+    shell that sees its command killed by SIGKILL exits with 137. No runtime refuses with that."""
+    return code is None or code == 128 + 9
 
 
 def describe_status(command: str, status: int, output: str = "") -> str:
@@ -48,6 +74,27 @@ def describe_missing(command: str, reason: OSError | None = None) -> str:
     if "/" not in command and reason is None:
         return f'exec: "{command}": executable file not found in $PATH'
     return f"fork/exec {command}: {_strerror(reason)}"
+
+
+class Record(NamedTuple):
+    level: str
+    message: str
+
+
+def records(log: str) -> list[Record]:
+    """Every record, whatever its level, in order; a line that is none is one without a level."""
+    found = []
+    for line in log.splitlines():
+        try:
+            values = list(_records(line))
+        except ValueError:
+            values = [line.strip("\0 ")]
+        for value in values:
+            if isinstance(value, dict):
+                found.append(Record(str(value.get("level", "")), str(value.get("msg", "")).strip()))
+            else:
+                found.append(Record("", str(value)))
+    return [record for record in found if record.message]
 
 
 def last_error(log: str) -> str | None:
