@@ -98,7 +98,8 @@ def test_a_stdio_that_cannot_be_opened_is_named(perform: Perform) -> None:
         failure = "failed to create init process I/O: "
         with pytest.raises(RpcError) as told:
             await stage.create("c1", ["true"], stdout="/nowhere/out")
-        assert told.value.message == f"{failure}opening /nowhere/out: no such file or directory"
+        copying = "failed to start io pipe copy: unable to copy pipes: containerd-shim: opening file"
+        assert told.value.message == f'{copying} "/nowhere/out" failed: open /nowhere/out: no such file or directory'
         assert_nothing_is_left(stage, "c1")
         with pytest.raises(RpcError) as told:
             await stage.create("c2", ["true"], stdout="pipe://x")

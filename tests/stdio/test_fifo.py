@@ -84,7 +84,7 @@ def test_only_the_shims_ends_are_kept_and_each_is_released(store: Store, tmp_pat
         io = await opened(made, store)
         ends = {name.removeprefix(f"{NAME}:") for name in store.fds}
         assert ends == {"stdin.writer", "stdin.fifo", "stdin.pipe"} | {
-            f"{stream}.{end}" for stream in ("stdout", "stderr") for end in ("sink", "pipe")
+            f"{stream}.{end}" for stream in ("stdout", "stderr") for end in ("sink", "awaited", "pipe")
         }
         io.close()
 
@@ -309,7 +309,7 @@ def test_a_child_that_holds_stdout_makes_the_drain_time_out(store: Store, tmp_pa
 def test_a_missing_path_is_named_and_leaves_nothing(store: Store, tmp_path: Path, missing: str) -> None:
     made = fifo_plan(tmp_path, "stdin", "stdout", "stderr")
     (tmp_path / missing).unlink()
-    with pytest.raises(errors.Error, match=f"opening {tmp_path}/{missing}: no such file or directory"):
+    with pytest.raises(errors.Error, match=f"open {tmp_path}/{missing}: no such file or directory"):
         asyncio.run(opened(made, store))
 
 

@@ -296,7 +296,7 @@ def test_a_sink_that_is_missing_is_opened_by_its_path(store: Store, tmp_path: Pa
         io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG)
         ends = [os.dup(fd) for fd in io.runtime_fds[1:] if fd is not None]
         fds = dict(store.lose_worker(io))
-        for end in ("stdout.sink", "stderr.sink"):
+        for end in ("stdout.sink", "stderr.sink", "stderr.awaited"):
             os.close(fds.pop(end))
             store.release(f"{NAME}:{end}")
         Path(made.stderr).unlink()

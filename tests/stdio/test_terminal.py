@@ -220,19 +220,20 @@ def test_input_that_a_dead_process_left_unread_blocks_no_client_while_the_reader
     asyncio.run(scenario())
 
 
-def test_a_terminal_may_be_logged_to_a_file(store: Store, tmp_path: Path) -> None:
+def test_a_terminal_may_go_to_a_file_that_is_there(store: Store, tmp_path: Path) -> None:
     """Neither end is a pipe, so this one is copied."""
-    log = tmp_path / "logs" / "terminal.log"
+    log = tmp_path / "terminal.log"
+    log.write_bytes(b"before\n")
 
     async def scenario() -> None:
-        io = await opened(plan("", f"file://{log}", "", terminal=True), store)
+        io = await opened(plan("", str(log), "", terminal=True), store)
         shell = Shell(io, "seq", "1", "50000")
         assert await shell.ended() == 0
         assert await io.wait_drained(LIMIT_S)
         io.close()
 
     asyncio.run(scenario())
-    assert log.read_bytes() == b"".join(b"%d\n" % n for n in range(1, 50001))
+    assert log.read_bytes() == b"before\n" + b"".join(b"%d\n" % n for n in range(1, 50001))
 
 
 def test_what_is_no_terminal_is_refused_and_closed(store: Store, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from dunnage import stdio
 from dunnage.cgroups import Metrics
 from dunnage.container import checkpoint as checkpoints
 from dunnage.container.bundle import Bundle, Record, has_private_pid_namespace

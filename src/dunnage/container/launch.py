@@ -25,6 +25,7 @@ class ProcessLaunch:
         *,
         io_name: str,
         host: Host,
+        drivers: stdio.Drivers | None,
         env: Mapping[str, str],
         log: logging.Logger,
     ) -> None:
@@ -32,6 +33,7 @@ class ProcessLaunch:
         self._plan = plan
         self._io_name = io_name
         self._host = host
+        self._drivers = drivers
         self._env = env
         self._log = log
         self._console: ConsoleSocket | None = None
@@ -39,7 +41,7 @@ class ProcessLaunch:
 
     async def __aenter__(self) -> ProcessLaunch:
         process = self._process
-        failure = "failed to create init process I/O"
+        failure = f"failed to {'start console copy' if process.io.terminal else 'create init process I/O'}"
         try:
             process.stdio = await stdio.ProcessIO.open(
                 self._plan(),
@@ -48,9 +50,17 @@ class ProcessLaunch:
                 log=self._log,
                 budget=self._host.pipe_budget,
                 open_log=self._host.open_log,
+                drivers=self._drivers,
             )
         except OSError as error:
             raise Error(f"{failure}: {error}") from error
+        except stdio.NotOpened as error:
+            if error.path == process.io.stdin:
+                raise Error(f"failed to open stdin fifo {error.path}: stat {error.path}: {error.reason}") from error
+            if process.io.terminal:
+                raise Error(f"{failure}: stat {error.path}: {error.reason}") from error
+            opening = f'containerd-shim: opening file "{error.path}" failed'
+            raise Error(f"failed to start io pipe copy: unable to copy pipes: {opening}: {error}") from error
         except Error as error:
             raise type(error)(f"{failure}: {error}") from error
         if process.io.terminal:
@@ -84,5 +94,6 @@ class ProcessLaunch:
         if self._console is not None:
             self._console.close()
         if error is not None and self._process.stdio is not None:
-            self._process.stdio.close()
-            self._process.stdio = None
+            given_up, self._process.stdio = self._process.stdio, None
+            given_up.close()
+            await given_up.wait_driver_stopped()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dunnage import stdio
@@ -31,6 +31,8 @@ class Means:
     log: logging.Logger
     env: Mapping[str, str]
     io_drain_timeout_s: float
+    drivers: Callable[[str], stdio.Drivers] | None
+    """Where the log driver of the init (an empty id) or of an exec is run; None: nowhere."""
 
     @property
     def name(self) -> str:
@@ -44,9 +46,13 @@ class Means:
             lambda: self.plan(process.io),
             io_name=io_name(self.name, process.id),
             host=self.host,
+            drivers=self.drivers_of(process.id),
             env=self.env,
             log=self.log,
         )
+
+    def drivers_of(self, process_id: str) -> stdio.Drivers | None:
+        return None if self.drivers is None else self.drivers(process_id)
 
     def plan(self, io: IO) -> stdio.Plan:
         """Raises what ``stdio.plan`` raises."""

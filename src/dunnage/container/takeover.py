@@ -36,6 +36,7 @@ class Takeover:
         bundle: Bundle,
         runtime: Runtime,
         host: Host,
+        drivers_of: Callable[[str], stdio.Drivers | None],
         log: logging.Logger,
     ) -> None:
         self._name = name
@@ -44,6 +45,7 @@ class Takeover:
         self._bundle = bundle
         self._runtime = runtime
         self._host = host
+        self._drivers_of = drivers_of
         self._log = log
 
     async def pid_if_started(self, process: Process) -> int:
@@ -79,7 +81,8 @@ class Takeover:
         prefix = f"/{process.id}:" if process.id else ":"
         ends = {end[len(prefix) :]: self._fds.pop(end) for end in list(self._fds) if end.startswith(prefix)}
         name = io_name(self._name, process.id)
-        if process.pid and ends:
+        drivers = self._drivers_of(process.id)
+        if process.pid and (ends or (drivers is not None and drivers.running())):
             return stdio.ProcessIO.recover(
                 plan(),
                 ends,
@@ -88,6 +91,7 @@ class Takeover:
                 log=self._log,
                 budget=self._host.pipe_budget,
                 started=True,
+                drivers=drivers,
             )
         for end, fd in ends.items():
             if end not in stdio.CLIENT_ENDS:

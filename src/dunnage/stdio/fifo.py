@@ -20,26 +20,36 @@ from dunnage import errors
 _COMMON = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
+class NotOpened(errors.Error):
+    """What the client should have made is not there, or cannot be had."""
+
+    def __init__(self, path: str, error: OSError) -> None:
+        self.path = path
+        self.reason = os.strerror(error.errno or 0).lower()
+        super().__init__(f"open {path}: {self.reason}")
+
+
 def is_fifo(path: str) -> bool:
-    """Raise Error if there is nothing at `path`."""
+    """Raise NotOpened if there is nothing at `path`."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except OSError as error:
-        raise errors.Error(f"opening {path}: {os.strerror(error.errno or 0).lower()}") from error
+        raise NotOpened(path, error) from error
 
 
 class OutputFifo:
-    """Writer and extra reader of a fifo that a client reads.
+    """Writer and extra reader of a fifo that a client reads; where two streams go to one fifo, they share the reader.
 
     Only the writer is worth keeping elsewhere: the extra reader can be had again from it, and while it lives the unread
     bytes live. `client_came` is True once a client is known to have had the fifo open for reading. Until then the
     writer must not be closed: a client that opens it later would find neither the bytes nor the end.
     """
 
-    def __init__(self, writer: int, reader: int, *, client_came: bool) -> None:
+    def __init__(self, writer: int, reader: _Reader) -> None:
         self.writer = writer
-        self.client_came = client_came
-        self._reader: int | None = reader
+        self._reader: _Reader | None = reader
+        self._shared = reader
+        reader.users += 1
 
     @classmethod
     def open(cls, path: str) -> OutputFifo:
@@ -48,23 +58,34 @@ class OutputFifo:
             writer = os.open(path, os.O_WRONLY | _COMMON)
         except OSError as error:
             if error.errno != errno.ENXIO:
-                raise errors.Error(f"opening {path}: {os.strerror(error.errno or 0).lower()}") from error
+                raise NotOpened(path, error) from error
             reader = os.open(path, os.O_RDONLY | _COMMON)  # no client yet: be the reader, then a writer is let in
             try:
-                return cls(_reopen(reader, os.O_WRONLY), reader, client_came=False)
+                return cls(_reopen(reader, os.O_WRONLY), _Reader(reader, client_came=False))
             except BaseException:
                 os.close(reader)
                 raise
         try:
-            return cls(writer, _reopen(writer, os.O_RDONLY), client_came=True)
+            return cls.adopt(writer, client_came=True)
         except BaseException:
             os.close(writer)
             raise
 
     @classmethod
-    def adopt(cls, writer: int) -> OutputFifo:
-        """From a writer that was kept. Where no client is seen now, it came and went before."""
-        return cls(writer, _reopen(writer, os.O_RDONLY), client_came=True)
+    def adopt(cls, writer: int, *, client_came: bool) -> OutputFifo:
+        """From a writer that was kept. Where a client came before, none need be there now: it has gone again."""
+        return cls(writer, _Reader(open_reader_of(writer), client_came=client_came))
+
+    def share(self, writer: int) -> OutputFifo:
+        """For another stream: `writer` is one of the same fifo."""
+        return OutputFifo(writer, self._shared)
+
+    @property
+    def client_came(self) -> bool:
+        return self._shared.client_came
+
+    def is_at(self, path: str) -> bool:
+        return os.path.samestat(os.stat(path), os.fstat(self.writer))
 
     def look_for_client(self, *, handed_bytes: int = 0) -> bool:
         """Whether a client has, or ever had, the fifo open; one that still sleeps in open(2) counts.
@@ -72,21 +93,35 @@ class OutputFifo:
         Of `handed_bytes` put in, less lying there now means that somebody read. Else the kernel says only whether there
         is any reader, so the shim's own steps aside for the question.
         """
-        self.client_came = self.client_came or readable_bytes(self.writer) < handed_bytes
-        if not self.client_came and self._reader is not None:
-            os.close(self._reader)
-            self._reader = None
+        shared = self._shared
+        shared.client_came = shared.client_came or readable_bytes(self.writer) < handed_bytes
+        if not shared.client_came and shared.fd is not None:
+            os.close(shared.fd)
+            shared.fd = None
             poll = select.poll()
             poll.register(self.writer, 0)
-            self.client_came = not poll.poll(0)  # POLLERR: no reader at all
-            self._reader = _reopen(self.writer, os.O_RDONLY)
-        return self.client_came
+            shared.client_came = not poll.poll(0)  # POLLERR: no reader at all
+            shared.fd = open_reader_of(self.writer)
+        return shared.client_came
 
     def close_reader(self) -> None:
         """Idempotent; the writer is closed by whoever closes the descriptors of a stream."""
-        if self._reader is not None:
-            os.close(self._reader)
-            self._reader = None
+        if self._reader is None:
+            return
+        self._reader.users -= 1
+        if not self._reader.users and self._reader.fd is not None:
+            os.close(self._reader.fd)
+            self._reader.fd = None
+        self._reader = None
+
+
+class _Reader:
+    """The shim's own; `users` are the streams that need it."""
+
+    def __init__(self, fd: int, *, client_came: bool) -> None:
+        self.fd: int | None = fd
+        self.client_came = client_came
+        self.users = 0
 
 
 def open_stdin(path: str) -> tuple[int, int]:
@@ -99,6 +134,11 @@ def open_stdin(path: str) -> tuple[int, int]:
     except BaseException:
         os.close(reader)
         raise
+
+
+def open_reader_of(writer: int) -> int:
+    """The other end of a pipe or fifo; not blocking."""
+    return _reopen(writer, os.O_RDONLY)
 
 
 def readable_bytes(fd: int) -> int:

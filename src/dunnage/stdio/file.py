@@ -1,13 +1,14 @@
-"""Log files as sinks, positioned at their end.
+"""Log files as sinks.
 
-Without O_APPEND, which splice(2) refuses; so one open description serves all streams that write to a file, and whoever
-truncates it meanwhile leaves a hole. An open may sleep in the kernel (a network file system that hangs):
-`open_elsewhere` has it done by a child with a deadline, `open_log` does it in place.
+Without O_APPEND, which splice(2) refuses: whoever writes looks for the end first (`pump`). An open may sleep in the
+kernel (a network file system that hangs): `open_elsewhere` has it done by a child with a deadline, `open_log` does it
+in place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dunnage import errors
+from dunnage.stdio.fifo import NotOpened
 
 Fork = Callable[[str, Mapping[str, int]], Awaitable[object]]
 """Runs `send_opened(path, {"answer": fd})` in a child; returns when it was started."""
@@ -23,21 +25,24 @@ _OPENED = b"+"
 
 
 def open_existing(path: str) -> int:
-    """A file, or a device, that the client made; Error if it is not there."""
+    """A file, or a device, that the client made; NotOpened if it is not there."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError as error:
-        raise errors.Error(f"opening {path}: {os.strerror(error.errno or 0).lower()}") from error
+        raise NotOpened(path, error) from error
     return _at_end(fd)
 
 
 def open_log(path: str) -> int:
     """The log file of a ``file://`` request, made if missing (0644), its directories too (0755)."""
+    verb = "mkdir"
     try:
         Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        verb = "open"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        raise errors.Error(f"opening log file {path}: {os.strerror(error.errno or 0).lower()}") from error
+        number = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno or 0  # of the directory
+        raise errors.Error(f"{verb} {error.filename or path}: {os.strerror(number).lower()}") from error
     return _at_end(fd)
 
 

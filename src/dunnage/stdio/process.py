@@ -5,7 +5,9 @@ until it is closed: the ends of the shim only, never the container's, else nothi
 
     stdout.pipe, stderr.pipe    what the process writes             stdin.fifo     the client's stdin, to read
     stdout.sink, stderr.sink    where it goes: a fifo or a file     stdin.writer   the extra writer, until CloseIO
-    terminal                    the pty master                      stdin.pipe     what the process reads
+    stdout.driver, stderr.driver    what a log driver reads         stdin.pipe     what the process reads
+    stdout.awaited, stderr.awaited  their sinks again, while no     terminal       the pty master
+                                    client has come
 
 They are stored sink first and released source first, so that whatever is missing after a death says how far things
 were.
@@ -16,14 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 from dunnage import errors
 from dunnage.stdio import fifo, file
-from dunnage.stdio.budget import PipeBudget
+from dunnage.stdio.budget import DEFAULT_BYTES, PipeBudget
+from dunnage.stdio.driver import LIMITS, Drivers, Limits, LogDriver
 from dunnage.stdio.fifo import OutputFifo
-from dunnage.stdio.plan import Kind, Plan
+from dunnage.stdio.plan import Driver, Kind, Plan
 from dunnage.stdio.pump import Pump
 from dunnage.stdio.terminal import Terminal
 
@@ -55,6 +58,9 @@ class ProcessIO:
         self._pumps: dict[str, Pump] = {}
         self._looking: dict[str, asyncio.TimerHandle] = {}
         self._terminal: Terminal | None = None
+        self._driver: LogDriver | None = None
+        self._drivers_ends: list[int] = []  # the read ends, until the process has its own
+        self._unread: list[int] = []  # read ends again, to see what the driver has not read
         self._drained = asyncio.Event()
         self._exited = False
         self._started = False
@@ -70,10 +76,14 @@ class ProcessIO:
         log: logging.Logger,
         budget: PipeBudget | None = None,
         open_log: Callable[[str], Awaitable[int]] | None = None,
+        drivers: Drivers | None = None,
+        driver_limits: Limits = LIMITS,
     ) -> ProcessIO:
-        """Open everything that the plan names and make the process's pipes; Error says what could not be opened.
+        """Open everything that the plan names, make the process's pipes and start its log driver; Error says what could
+        not be opened or started.
 
-        `open_log` opens the file of a ``file://`` request where it may sleep; without one it is opened here.
+        `open_log` opens the file of a ``file://`` request where it may sleep; without one it is opened here. A plan
+        with a driver needs `drivers`.
         """
         io = cls(plan, keep=keep, name=name, log=log, budget=budget)
         try:
@@ -84,6 +94,10 @@ class ProcessIO:
                     io._own(end, io._fds[end])
             if plan.kind in (Kind.FIFO, Kind.FILE):
                 io._make_pipes()
+            if plan.driver is not None:
+                if drivers is None:
+                    raise errors.Unimplemented("no logging binary can be run here")
+                await io._start_driver(plan.driver, drivers, driver_limits)
         except OSError as error:
             io.close()
             raise errors.Error(f"opening stdio: {os.strerror(error.errno or 0).lower()}") from error
@@ -103,6 +117,8 @@ class ProcessIO:
         log: logging.Logger,
         started: bool,
         budget: PipeBudget | None = None,
+        drivers: Drivers | None = None,
+        driver_limits: Limits = LIMITS,
     ) -> ProcessIO:
         """Go on with what a dead worker kept: `fds` by end (the part after ``<name>:``), which this object now owns.
 
@@ -112,10 +128,16 @@ class ProcessIO:
         ended.
         """
         io = cls(plan, keep=keep, name=name, log=log, budget=budget)
+        awaited = {end for end in fds if end.endswith(".awaited")}
         for end, fd in fds.items():
-            io._take(end, fd)
+            if end in awaited:
+                os.close(fd)  # the store's is for the next worker
+            else:
+                io._take(end, fd)
         try:
-            io._reattach()
+            io._reattach(awaited)
+            if plan.driver is not None and drivers is not None:
+                io._take_driver(plan.driver, drivers, driver_limits)
             if started:
                 io._exited = plan.kind is Kind.TERMINAL and "terminal" not in io._fds
                 io.start()
@@ -145,10 +167,13 @@ class ProcessIO:
         if self.plan.kind is Kind.TERMINAL and "terminal" not in self._fds and not self._exited:
             raise errors.Internal(f"the terminal of {self._name} was not attached")
         self._started = True
-        for output in self._fifos.values():
-            output.look_for_client()
-        for stream in OUTPUTS:
-            self._start_output(stream)
+        self._close_drivers_ends()
+        for end, output in self._fifos.items():
+            if output.look_for_client():
+                self._keep.release(self._awaited(end))
+        if self.plan.kind is not Kind.DRIVER:  # the process itself writes what its driver reads
+            for stream in OUTPUTS:
+                self._start_output(stream)
         self._start_stdin()
         self._note_drained()
 
@@ -179,16 +204,21 @@ class ProcessIO:
     async def wait_drained(self, timeout_s: float) -> bool:
         """Whether all that the process wrote was handed over within `timeout_s`. To be asked after its exit.
 
-        A fifo that no client has opened yet counts as handed over when one has, or when this object is closed.
+        A fifo that no client has opened yet counts as handed over when one has, or when this object is closed. A log
+        driver then sees the end, and has a time of its own to write the rest and to end.
         """
         self.exited()
         if not self._started:
             return True
         try:
             await asyncio.wait_for(self._drained.wait(), timeout_s)
+            is_drained = True
         except TimeoutError:
-            return False
-        return True
+            is_drained = False
+        if self._driver is not None:
+            self._stop_driver(self._driver)
+            await self._driver.wait_stopped()
+        return is_drained
 
     def describe(self) -> list[str]:
         """What is open, and how far each stream is, a line for each."""
@@ -197,7 +227,8 @@ class ProcessIO:
         return [f"{self.plan.kind.name.lower()} io, open: {ends}", *map(str, self._pumps.values()), *over]
 
     def close(self) -> None:
-        """Close everything and release every name, whatever is still under way; idempotent."""
+        """Close everything and release every name, whatever is still under way; idempotent. A log driver is told to
+        stop, and goes on for as long as it may (`wait_driver_stopped`)."""
         self._closed = True
         for pump in self._pumps.values():
             pump.stop()
@@ -206,10 +237,18 @@ class ProcessIO:
         self._pumps.clear()
         self._looking.clear()
         self.runtime_started()
+        self._close_drivers_ends()
         self._close_terminal()
+        if self._driver is not None:
+            self._stop_driver(self._driver)
         for end in sorted(self._fds, key=_release_order):
             self._drop(end)
         self._drained.set()
+
+    async def wait_driver_stopped(self) -> None:
+        """After `close`: until the log driver, if there is one, has ended or was killed."""
+        if self._driver is not None:
+            await self._driver.wait_stopped()
 
     # descriptors
 
@@ -217,6 +256,8 @@ class ProcessIO:
         self._fds[end] = fd
         if end != "stdin.writer":  # the same fifo as stdin.fifo
             self._budget.adopt(fd)
+        if end.endswith(".driver"):
+            self._budget.grow(fd, DEFAULT_BYTES)  # no pump will, where the process itself writes
 
     def _own(self, end: str, fd: int) -> None:
         self._take(end, fd)
@@ -229,6 +270,7 @@ class ProcessIO:
         output = self._fifos.pop(end, None)
         if output is not None:
             output.close_reader()
+            self._keep.release(self._awaited(end))
         self._budget.forget(fd)
         self._keep.release(f"{self._name}:{end}")
         os.close(fd)
@@ -253,14 +295,19 @@ class ProcessIO:
         if self.plan.log_file:
             self._own(end, file.open_log(path))
         elif fifo.is_fifo(path):
-            output = OutputFifo.open(path)
-            self._own_fifo(end, output)
+            beside = next((other for other in self._fifos.values() if other.is_at(path)), None)
+            self._own_fifo(end, OutputFifo.open(path) if beside is None else beside.share(os.dup(beside.writer)))
         else:
             self._own(end, file.open_existing(path))
 
     def _own_fifo(self, end: str, output: OutputFifo) -> None:
         self._fifos[end] = output
         self._own(end, output.writer)
+        if not output.client_came:
+            self._keep.store(self._awaited(end), output.writer)
+
+    def _awaited(self, end: str) -> str:
+        return f"{self._name}:{end.removesuffix('.sink')}.awaited"
 
     def _make_pipes(self) -> None:
         runtime: list[int | None] = [None, None, None]
@@ -289,8 +336,8 @@ class ProcessIO:
         if source is None:
             self._finish_sink(stream)
             return
-        sink = self._fds.get(f"{stream}.sink")
-        if sink is None:  # a terminal's stderr
+        sink = self._fds.get(self._sink(stream))
+        if sink is None or (self.plan.kind is Kind.TERMINAL and stream == "stderr"):
             return
         self._pumps[stream] = pump = Pump(
             self._called(stream),
@@ -306,6 +353,9 @@ class ProcessIO:
 
     def _source(self, stream: str) -> str:
         return "terminal" if self.plan.kind is Kind.TERMINAL else f"{stream}.pipe"
+
+    def _sink(self, stream: str) -> str:
+        return f"{stream}.sink" if self.plan.driver is None else f"{stream}.driver"
 
     def _output_ended(self, stream: str) -> None:
         if self.plan.kind is Kind.TERMINAL:
@@ -329,12 +379,15 @@ class ProcessIO:
                 look_again_s, self._finish_sink, stream, again_s
             )
             return
+        if self.plan.driver is not None:
+            self._end_drivers_input()
         self._drop(f"{stream}.sink")
         self._pumps.pop(stream, None)
         self._note_drained()
 
     def _note_drained(self) -> None:
-        if self._started and not any(f"{stream}.sink" in self._fds for stream in OUTPUTS):
+        is_pumped = self.plan.kind is not Kind.DRIVER
+        if self._started and not (is_pumped and any(self._sink(stream) in self._fds for stream in OUTPUTS)):
             self._drained.set()
 
     def _start_stdin(self) -> None:
@@ -371,15 +424,69 @@ class ProcessIO:
             self._terminal.let_end()
             self._terminal = None
 
+    # a log driver
+
+    async def _start_driver(self, driver: Driver, drivers: Drivers, limits: Limits) -> None:
+        runtime: list[int | None] = [None, None, None]
+        for number, stream in enumerate(OUTPUTS, start=1):
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            self._drivers_ends.append(read_end)
+            self._own(f"{stream}.driver", write_end)
+            if self.plan.kind is Kind.TERMINAL:
+                os.set_blocking(write_end, False)
+                continue
+            os.fchown(write_end, self.plan.io_uid, self.plan.io_gid)
+            runtime[number] = os.dup(write_end)
+            self.runtime_fds = (runtime[0], runtime[1], runtime[2])
+        stdout, stderr = self._drivers_ends
+        of = self._name.removeprefix("io:")
+        self._driver = await LogDriver.start(
+            driver, drivers, stdout=stdout, stderr=stderr, of=of, log=self._log, limits=limits
+        )
+
+    def _take_driver(self, driver: Driver, drivers: Drivers, limits: Limits) -> None:
+        of = self._name.removeprefix("io:")
+        for process in drivers.running():
+            if self._driver is not None:
+                self._driver.stop()  # the last one is it
+            self._driver = LogDriver(process, driver.program, of, log=self._log, limits=limits)
+
+    def _close_drivers_ends(self) -> None:
+        """The runtime has been called: from now on a process whose driver is gone is told so (EPIPE)."""
+        while self._drivers_ends:
+            os.close(self._drivers_ends.pop())
+
+    def _end_drivers_input(self) -> None:
+        for stream in OUTPUTS:
+            writer = self._fds.get(f"{stream}.driver")
+            if writer is None:
+                continue
+            try:
+                self._unread.append(fifo.open_reader_of(writer))
+            except OSError as error:
+                self._log.warning("what the driver of %s has not read is not seen: %s", self._called(stream), error)
+            self._drop(f"{stream}.driver")
+        if self._driver is not None:
+            self._driver.expect_end()
+
+    def _stop_driver(self, driver: LogDriver) -> None:
+        self._end_drivers_input()
+        unread, self._unread = self._unread, []
+        driver.stop(unread)
+
     # after a death
 
-    def _reattach(self) -> None:
+    def _reattach(self, awaited: Collection[str]) -> None:
         for stream in OUTPUTS:
             end = f"{stream}.sink"
             path = self._path(stream)
             writer = self._fds.get(end)
             if writer is not None and _is_fifo_fd(writer):
-                self._fifos[end] = OutputFifo.adopt(writer)
+                beside = next((other for other in self._fifos.values() if other.is_at(_path_of(writer))), None)
+                if beside is None:
+                    self._fifos[end] = OutputFifo.adopt(writer, client_came=f"{stream}.awaited" not in awaited)
+                else:
+                    self._fifos[end] = beside.share(writer)
             elif writer is None and path and self._source(stream) in self._fds:
                 self._reopen_sink(stream, path)
         if "terminal" in self._fds:
@@ -394,8 +501,12 @@ class ProcessIO:
 
 
 def _is_fifo_fd(fd: int) -> bool:
-    return fifo.is_fifo(f"/proc/self/fd/{fd}")
+    return fifo.is_fifo(_path_of(fd))
+
+
+def _path_of(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
 
 
 def _release_order(end: str) -> int:
-    return 1 if end.endswith(".sink") else 0
+    return 1 if end.endswith((".sink", ".driver")) else 0

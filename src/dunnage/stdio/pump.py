@@ -73,6 +73,7 @@ class Pump:
         self._on_end = on_end
         self._splice = splice
         self._source_is_terminal = os.isatty(source)
+        self._appends = stat.S_ISREG(os.fstat(sink).st_mode)
         self._copies = False
         self._in_hand = b""
         self._discards = False
@@ -130,6 +131,7 @@ class Pump:
         was_watching = self._watched is not None
         self._unwatch()
         self._discards = True
+        self._appends = False
         self._sink = -1  # /dev/null is opened by the turn that has something for it
         self._in_hand = b""
         self._copies = False
@@ -170,8 +172,14 @@ class Pump:
         except OSError as error:
             raise _Scarce from error
 
+    def _seek_end(self) -> None:
+        """What O_APPEND would do, which splice refuses: others write to a log file too, or cut it short."""
+        if self._appends:
+            os.lseek(self._sink, 0, os.SEEK_END)
+
     def _move(self, limit_bytes: int) -> int:
         try:
+            self._seek_end()
             moved = self._splice(self._source, self._sink, limit_bytes, flags=_FLAGS)
         except BlockingIOError:
             raise
@@ -199,6 +207,7 @@ class Pump:
                 raise BlockingIOError
             self._in_hand = self._read()
         try:
+            self._seek_end()
             written = os.write(self._sink, self._in_hand)
         except BlockingIOError:
             raise

@@ -17,7 +17,7 @@ from dunnage.container.process import UNKNOWN_STATUS
 from dunnage.errors import DeadlineExceeded, Error, Unavailable
 from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
-from dunnage.stdio import PipeBudget
+from dunnage.stdio import LogDriver, PipeBudget
 from dunnage.stdio.file import open_elsewhere
 from dunnage.worker import reading
 
@@ -29,7 +29,11 @@ UNMOUNT = "dunnage.linux.mount:unmount_all"
 _PROCESS = "process:"
 """How the processes of containers are claimed from the keeper; its other children are calls."""
 
+_DRIVER = "driver:"
+"""How log drivers are: they go on from worker to worker, until their process is deleted."""
+
 _SWEEP_PAUSE_S = 1.0
+_TRACED_PAUSE_S = (0.005, 0.5)  # between two looks at a child whose death its tracer keeps to itself: first, and most
 _STUCK_S = 600.0  # a call that lasts longer has been given up by its caller
 
 
@@ -121,11 +125,12 @@ class KeeperHost:
         self._suspects: dict[int, _Suspect] = {}
         self.unseen = set(keeper.children)
         """A former worker's processes and calls that nobody has watched yet."""
-        self._kept = {pid for pid, name in keeper.children.items() if not name.startswith(_PROCESS)}
+        self._kept = {pid for pid, name in keeper.children.items() if not name.startswith((_PROCESS, _DRIVER))}
         self._over: set[int] = set()  # of those that are kept
         self._inherited: dict[int, tuple[str, asyncio.Future[int], ProcessWatch]] = {}
+        self._drivers: dict[int, KeeperDriver] = {}
         for pid, name in keeper.children.items():
-            if not name.startswith(_PROCESS):
+            if not name.startswith((_PROCESS, _DRIVER)):
                 self._see_to_its_end(pid, name)
 
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> ProcessWatch:
@@ -177,6 +182,43 @@ class KeeperHost:
         spawn = self.keeper.spawn(name, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
         return await self._call(name, spawn, deadline_s)
 
+    async def spawn_driver(
+        self, name: str, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, fds: Mapping[int, int],
+        attributes: Attributes,
+    ) -> KeeperDriver:  # fmt: skip
+        """Run a log driver. Raises OSError; cancelled, it is killed also if the keeper makes it only later."""
+        called = f"{_DRIVER}{name}"
+        spawn = self.keeper.spawn(called, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
+        made = asyncio.get_running_loop().create_task(spawn)
+        try:
+            child = await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(lambda made: self._abandon(made, called))
+            raise
+        return self._note_driver(KeeperDriver(self, called, child.pid, child.pidfd))
+
+    def drivers(self, name: str) -> list[KeeperDriver]:
+        """The log drivers of this name that run, a former worker's too, in the order in which they were started."""
+        called = f"{_DRIVER}{name}"
+        for pid in [pid for pid in self.keeper.children if pid in self.unseen]:
+            if self.keeper.children[pid] == called:
+                self._take_driver(pid, called)
+        return [driver for driver in self._drivers.values() if driver.name == called]
+
+    def _take_driver(self, pid: int, name: str) -> KeeperDriver | None:
+        try:
+            return self._note_driver(KeeperDriver(self, name, pid, os.pidfd_open(pid)))
+        except ProcessLookupError:
+            self.unseen.discard(pid)
+            self.reap(pid)  # as in `_see_to_its_end`
+            return None
+
+    def _note_driver(self, driver: KeeperDriver) -> KeeperDriver:
+        self.keeper.claim(driver.name, driver.pid)  # else it would pass for a call that is under way
+        self._drivers[driver.pid] = driver
+        driver.over.add_done_callback(lambda _: self._drivers.pop(driver.pid, None))
+        return driver
+
     async def wait_inherited(self, call: str) -> int | None:
         """Wait for the calls of this name that a former worker began, and let go of them; the last one's status. One
         that hangs is killed."""
@@ -206,7 +248,12 @@ class KeeperHost:
     def adopt_the_rest(self) -> None:
         """Every container of a former worker is watched: reap its other processes too, when they have ended."""
         for pid in tuple(self.unseen):
-            self._see_to_its_end(pid, self.keeper.children[pid])
+            name = self.keeper.children[pid]
+            if not name.startswith(_DRIVER):
+                self._see_to_its_end(pid, name)
+            elif (driver := self._take_driver(pid, name)) is not None:
+                name = name.removeprefix(_DRIVER)
+                LogDriver(driver, "", f"{name}, which is gone,", log=self.log).stop()
 
     def recovered(self) -> None:
         """All that a former worker's calls have made is claimed, so that those which are over may go. Until then they
@@ -354,6 +401,22 @@ def _start_of(pid: int) -> int:
 
 def _ignore(death: Death) -> None:
     """For what nobody waits for: it is only reaped."""
+
+
+class KeeperDriver:
+    """A log driver's process, the keeper's child (``stdio.driver.DriverProcess``)."""
+
+    def __init__(self, host: KeeperHost, name: str, pid: int, pidfd: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._watch = ProcessWatch(host, pid, pidfd, lambda death: self.over.set_result(death.status))
+
+    def signal(self, number: int) -> None:
+        self._watch.signal(number)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self.over)
 
 
 class ContainerSpawner:

@@ -31,6 +31,7 @@ from dunnage.service.task import SERVICES, TaskService
 from dunnage.stdio import PipeBudget
 from dunnage.ttrpc.errors import RpcError
 from dunnage.ttrpc.server import Call, Method, Server
+from dunnage.worker.drivers import ContainerDrivers
 from dunnage.worker.ends import Ends
 from dunnage.worker.event_log import EventLog
 from dunnage.worker.host import ContainerSpawner, KeeperHost
@@ -223,6 +224,9 @@ class Worker:
             log=log,
             env=launch.env,
             io_drain_timeout_s=self.config.io_drain_timeout_s,
+            drivers=ContainerDrivers(
+                self.host, namespace, container_id, bundle, launch.attributes, core_peer=served.core_peer
+            ).of,
         )
 
     def forget(self, served: ServedGroup, container: Container) -> None:
