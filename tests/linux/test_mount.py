@@ -4,55 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.linux.mounting import in_namespaces, mount, mounted, unmount
 
-from dunnage.linux.mount import mount_all, mount_points, open_place, unmount_all
-
-Entry = Callable[[Any, dict[str, int]], int]
-
-
-def in_child(entry: Entry, argument: Any) -> tuple[int, str]:
-    """Its exit status and its error text."""
-    error = os.memfd_create("error")
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            status = entry(argument, {"error": error})
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(pid, 0)
-    text = os.pread(error, 100_000, 0).decode()
-    os.close(error)
-    return os.waitstatus_to_exitcode(status), text
+from dunnage.linux.mount_plan import quoted
 
 
-def mount(rootfs: Path, *mounts: tuple[str, str, str, list[str]]) -> tuple[int, str]:
-    named = [dict(zip(("type", "source", "target", "options"), values, strict=True)) for values in mounts]
-    return in_child(mount_all, {"rootfs": str(rootfs), "mounts": named})
-
-
-def unmount(rootfs: Path) -> tuple[int, str]:
-    return in_child(unmount_all, {"rootfs": str(rootfs)})
-
-
-def mounted(below: Path) -> list[str]:
-    return [point for point, _ in mount_points(Path("/proc/self/mountinfo").read_bytes(), str(below))]
-
-
-@pytest.fixture
-def rootfs(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "a bundle\\with\todd 'names'" / "rootfs"
-    path.mkdir(parents=True)
-    yield path
-    unmount(path)
-    assert mounted(tmp_path) == []
+def flags_of(point: Path) -> set[str]:
+    """Its own ones, as mountinfo has them."""
+    words = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().split("\n")]
+    return next(set(word[5].split(",")) for word in words if len(word) > 5 and word[4] == str(point))
 
 
 def test_mounts_are_made_in_order_inside_each_other_and_unmounted(rootfs: Path, tmp_path: Path) -> None:
@@ -71,9 +34,30 @@ def test_mounts_are_made_in_order_inside_each_other_and_unmounted(rootfs: Path, 
     assert unmount(rootfs) == (0, "")
 
 
-def test_missing_rootfs_is_unmounted_already(tmp_path: Path) -> None:
-    assert unmount(tmp_path / "nothing" / "rootfs") == (0, "")
-    assert in_child(unmount_all, {"rootfs": ""}) == (0, "")
+def test_flags_are_those_of_the_mount(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    wanted = {
+        "ro": ["ro", "noexec", "nosuid", "nodev", "noatime"],
+        "rw": ["ro", "rw", "noexec", "exec", "nosuid", "suid", "nodev", "dev", "nodiratime"],
+    }
+    got = {}
+    for name, options in wanted.items():
+        assert mount(tmp_path / "rootfs", ("tmpfs", "t", "", options)) == (0, "")
+        got[name] = flags_of(tmp_path / "rootfs")
+        assert unmount(tmp_path / "rootfs") == (0, "")
+    assert got == {
+        "ro": {"ro", "noexec", "nosuid", "nodev", "noatime"},
+        "rw": {"rw", "nodiratime", "relatime"},
+    }
+
+
+def test_defaults_are_data_as_in_the_go_shim(rootfs: Path) -> None:
+    # tmpfs knows no such option
+    assert mount(rootfs, ("tmpfs", "t", "", ["defaults", "ro"])) == (
+        1,
+        f'mount source: "t", target: {quoted(str(rootfs))}, fstype: tmpfs, flags: 1, data: "defaults", '
+        "err: invalid argument",
+    )
 
 
 def test_read_only_bind_is_read_only(rootfs: Path, tmp_path: Path) -> None:
@@ -82,6 +66,74 @@ def test_read_only_bind_is_read_only(rootfs: Path, tmp_path: Path) -> None:
     assert mount(rootfs, ("bind", str(source), "", ["bind", "ro"])) == (0, "")
     assert os.statvfs(rootfs).f_flag & os.ST_RDONLY
     assert not os.statvfs(source).f_flag & os.ST_RDONLY
+
+
+def test_plain_bind_has_the_directory_alone_and_a_recursive_one_what_lies_in_it(rootfs: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    assert mount(source, ("tmpfs", "t", "inner", [])) == (0, "")
+    try:
+        assert mount(rootfs, ("bind", str(source), "", ["bind"])) == (0, "")
+        assert mounted(rootfs) == [str(rootfs)]
+        assert unmount(rootfs) == (0, "")
+        assert mount(rootfs, ("bind", str(source), "", ["rbind", "ro"])) == (0, "")
+        assert mounted(rootfs) == [f"{rootfs}/inner", str(rootfs)]
+        assert unmount(rootfs) == (0, "")
+        assert mounted(source) == [f"{source}/inner"]
+    finally:
+        unmount(source)
+
+
+def test_what_is_done_in_a_bind_mount_is_not_done_to_its_source() -> None:
+    """Where the host's mounts are shared, as systemd has them, each is the other's peer: unmounted here, a mount that
+    lies in the source would be unmounted there."""
+    assert in_namespaces(
+        ["--propagation", "shared"],
+        """
+import os, tempfile
+from pathlib import Path
+from tests.linux.mounting import mount, mounted, unmount
+with tempfile.TemporaryDirectory() as directory:
+    source, rootfs = Path(directory, "source"), Path(directory, "rootfs")
+    source.mkdir(), rootfs.mkdir()
+    print(mount(source, ("tmpfs", "t", "", [])))
+    (source / "host").mkdir(), (source / "new").mkdir(), (source / "later").mkdir()
+    print(mount(source, ("tmpfs", "t", "host", [])))
+    print(mount(rootfs, ("bind", str(source), "", ["rbind"]), ("tmpfs", "t", "new", [])))
+    print(mount(source, ("tmpfs", "t", "later", [])))
+    print([path[len(str(rootfs)):] for path in mounted(rootfs)])
+    print([path[len(str(source)):] for path in mounted(source)])
+    print(unmount(rootfs), mounted(rootfs))
+    print([path[len(str(source)):] for path in mounted(source)])
+    unmount(source)
+""",
+    ).splitlines() == [
+        "(0, '')",
+        "(0, '')",
+        "(0, '')",
+        "(0, '')",
+        "['/later', '/host', '/new', '']",
+        "['/later', '/host', '']",
+        "(0, '') []",
+        "['/later', '/host', '']",
+    ]
+
+
+def test_remount_changes_what_is_there(tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    rootfs.mkdir()
+    try:
+        assert mount(rootfs, ("tmpfs", "t", "", ["size=64k"]), ("tmpfs", "t", "", ["remount", "size=128k"])) == (0, "")
+        assert mounted(rootfs) == [str(rootfs)]
+        assert os.statvfs(rootfs).f_blocks * os.statvfs(rootfs).f_frsize == 128 << 10
+        assert mount(rootfs, ("bind", "", "", ["bind", "remount", "ro", "nosuid"])) == (0, "")
+        assert flags_of(rootfs) == {"ro", "nosuid", "relatime"}
+        assert mount(rootfs, ("tmpfs", "t", "", ["remount"])) == (0, "")  # nothing to change: nothing is called
+        status, text = mount(rootfs, ("tmpfs", "t", "", ["remount", "no=such"]))
+        assert (status, mounted(rootfs)) == (1, [str(rootfs)])
+        assert text.endswith('fstype: tmpfs, flags: 32, data: "no=such", err: invalid argument')
+    finally:
+        unmount(rootfs)
 
 
 def test_failure_unmounts_what_was_made_and_says_what_failed(rootfs: Path, tmp_path: Path) -> None:
@@ -104,7 +156,7 @@ def test_failure_unmounts_what_was_made_and_says_what_failed(rootfs: Path, tmp_p
 @pytest.mark.parametrize(
     ("kind", "source", "target", "reason"),
     [
-        ("fuse.broken", "here", "data", "mount helper mount.fuse: exec format error"),
+        ("fuse.broken", "here", "data", "exec format error"),
         ("tmpfs", "a\0b", "data", "mount contains a zero byte"),
         ("tmpfs", "here", "da\0ta", "embedded null byte"),
     ],
@@ -123,11 +175,15 @@ def test_whatever_fails_unmounts_what_was_made(
     assert mounted(rootfs) == []
 
 
-def quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace("\t", "\\t") + '"'
+def test_failure_that_nobody_foresaw_unmounts_what_was_made_too(rootfs: Path) -> None:
+    (rootfs / "data").mkdir()
+    broken: tuple[str, str, str, list[str]] = ("tmpfs", "t", "data", None)  # type: ignore[assignment]
+    status, _ = mount(rootfs, ("bind", str(rootfs), "", ["bind"]), broken)
+    assert status == 99
+    assert mounted(rootfs) == []
 
 
-def test_missing_directories_are_named(rootfs: Path, tmp_path: Path) -> None:
+def test_missing_directories_are_named(rootfs: Path) -> None:
     status, text = mount(rootfs, ("overlay", "overlay", "", ["lowerdir=/no/where:/no/there"]))
     assert status == 1
     assert text.endswith("err: no such file or directory")
@@ -143,12 +199,29 @@ def test_no_link_leads_out_of_the_rootfs(rootfs: Path, tmp_path: Path) -> None:
     (rootfs / "absolute").symlink_to(outside)
     (rootfs / "relative").symlink_to("../../outside")
     (rootfs / "good").symlink_to("/inner")
+    (rootfs / "chain").symlink_to("inner/../chain2/.")
+    (rootfs / "chain2").symlink_to("/../chain3")
+    (rootfs / "chain3").symlink_to("../../../../../inner")
+    (rootfs / "middle").symlink_to("..")
     (rootfs / "loop").symlink_to("loop")
-    for target in ("absolute", "relative", "loop"):
+    for target in ("absolute", "relative", "loop", "middle/outside"):
         status, text = mount(rootfs, ("tmpfs", "t", target, []))
         assert status == 1, text
-    assert mount(rootfs, ("tmpfs", "t", "/../../good", [])) == (0, "")
-    assert mounted(tmp_path) == [f"{rootfs}/inner"]
+    for target in ("/../../good", "chain", "middle/inner", "../inner/../inner", "middle/../middle/good/"):
+        assert mount(rootfs, ("tmpfs", "t", target, [])) == (0, ""), target
+        assert mounted(tmp_path) == [f"{rootfs}/inner"], target
+        assert unmount(rootfs) == (0, "")
+
+
+def test_links_of_a_mount_made_before_lead_nowhere_either(rootfs: Path, tmp_path: Path) -> None:
+    outside, image = tmp_path / "outside", tmp_path / "image"
+    outside.mkdir()
+    image.mkdir()
+    (image / "data").symlink_to(outside)
+    status, text = mount(rootfs, ("bind", str(image), "", ["rbind"]), ("tmpfs", "t", "data", []))
+    assert status == 1
+    assert text == f"mount target {quoted(f'{rootfs}/data')}: no such file or directory"
+    assert mounted(tmp_path) == []
 
 
 def test_target_may_be_a_file(rootfs: Path, tmp_path: Path) -> None:
@@ -159,26 +232,6 @@ def test_target_may_be_a_file(rootfs: Path, tmp_path: Path) -> None:
     assert (rootfs / "etc" / "hosts").read_text() == "from outside"
 
 
-def test_hundred_overlay_layers_fit(rootfs: Path, tmp_path: Path) -> None:
-    # an overlay on an overlay needs an upper directory elsewhere
-    stage = tmp_path / "stage"
-    stage.mkdir()
-    assert mount(stage, ("tmpfs", "t", "", [])) == (0, "")
-    try:
-        layers = [stage / "snapshots-with-a-long-name-of-a-directory" / str(number) / "fs" for number in range(100)]
-        for layer in layers:
-            layer.mkdir(parents=True)
-        (layers[0] / "top").write_text("0")
-        (layers[99] / "bottom").write_text("99")
-        options = ["lowerdir=" + ":".join(map(str, layers))]
-        assert len(options[0]) > 4096
-        assert mount(rootfs, ("overlay", "overlay", "", options)) == (0, "")
-        assert (rootfs / "top").read_text() + (rootfs / "bottom").read_text() == "099"
-        assert unmount(rootfs) == (0, "")
-    finally:
-        unmount(stage)
-
-
 def test_path_of_four_thousand_characters(tmp_path: Path) -> None:
     depth = (4000 - len(str(tmp_path))) // 201
     bundle = tmp_path.joinpath(*["d" * 200] * depth)
@@ -186,80 +239,35 @@ def test_path_of_four_thousand_characters(tmp_path: Path) -> None:
     assert len(str(bundle)) == 4000
     (bundle / "rootfs" / "data").mkdir(parents=True)
     assert mount(bundle / "rootfs", ("tmpfs", "t", "", []), ("proc", "p", "", [])) == (0, "")
-    assert mounted(tmp_path) == [str(bundle / "rootfs")]
+    assert mounted(tmp_path) == [str(bundle / "rootfs")] * 2
     assert unmount(bundle / "rootfs") == (0, "")
     assert mounted(tmp_path) == []
     shutil.rmtree(tmp_path / ("d" * 200))
 
 
-def test_stacked_mounts_are_all_unmounted(rootfs: Path) -> None:
-    assert mount(rootfs, *[("tmpfs", "t", "", []) for _ in range(3)]) == (0, "")
-    assert unmount(rootfs) == (0, "")
-    assert mounted(rootfs) == []
-
-
-def test_busy_mount_is_named_after_the_tries(rootfs: Path) -> None:
-    assert mount(rootfs, ("tmpfs", "t", "", [])) == (0, "")
-    with open(rootfs / "file", "w"):
-        assert unmount(rootfs) == (1, f"failed to unmount target {rootfs}: device or resource busy")
-    assert unmount(rootfs) == (0, "")
-
-
-@pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="needs mkfs.ext4")
-def test_loop_device_goes_with_its_mount(rootfs: Path, tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    with open(image, "wb") as file:
-        file.truncate(4 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-
-    def devices() -> list[str]:
-        return subprocess.run(["losetup", "-j", image], capture_output=True, text=True).stdout.splitlines()
-
-    assert mount(rootfs, ("ext4", str(image), "", ["loop"])) == (0, "")
-    (rootfs / "file").write_text("x")
-    assert len(devices()) == 1
-    assert unmount(rootfs) == (0, "")
-    assert devices() == []
-    status, text = mount(rootfs, ("ext4", str(tmp_path / "missing"), "", ["loop"]))
-    assert status == 1
-    assert "no such file or directory" in text
-    status, _ = mount(rootfs, ("xfs", str(image), "", ["loop", "ro"]))
-    assert status == 1
-    assert devices() == []
-
-
-def test_place_keeps_no_fd_but_its_own(rootfs: Path) -> None:
-    (rootfs / "a" / "b").mkdir(parents=True)
-    (rootfs / "link").symlink_to("a/../a/b")
-    before = len(os.listdir("/proc/self/fd"))
-    place = open_place(str(rootfs), "link")
-    assert place.name == "b"
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-    os.close(place.directory)
-    with pytest.raises(FileNotFoundError):
-        open_place(str(rootfs), "a/none/x")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_read_only_bind_in_a_user_namespace_keeps_locked_flags(tmp_path: Path) -> None:
-    """The source's nosuid and nodev are locked there: a remount without them is refused, and so is done with them."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    assert mount(source, ("tmpfs", "t", "", ["nosuid", "nodev", "noexec"])) == (0, "")
-    code = f"""
-import os
-from dunnage.linux.mount import mount_all
-mounts = [{{"type": "bind", "source": {str(source)!r}, "target": "", "options": ["bind", "ro"]}}]
-status = mount_all({{"rootfs": {str(target)!r}, "mounts": mounts}}, {{"error": 2}})
-flags = os.statvfs({str(target)!r}).f_flag
-print(status, bool(flags & os.ST_RDONLY), bool(flags & os.ST_NOSUID), bool(flags & os.ST_NODEV))
-"""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+def test_read_only_bind_in_a_user_namespace_keeps_the_flags_of_its_source(tmp_path: Path) -> None:
+    """Those that the source had outside are locked there, and a remount without them is refused."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    assert mount(locked, ("tmpfs", "t", "", ["nosuid", "nodev", "noexec"])) == (0, "")
     try:
-        done = subprocess.run(
-            ["unshare", "-U", "-r", "-m", sys.executable, "-c", code], env=env, capture_output=True, text=True
-        )
-        assert done.stdout == "0 True True True\n", done.stderr
+        assert in_namespaces(
+            ["-U", "-r"],
+            f"""
+from pathlib import Path
+from tests.linux.mounting import mount
+from tests.linux.test_mount import flags_of
+locked, own = Path({str(locked)!r}), Path({str(tmp_path)!r}, "own")
+for directory in (own, own.with_name("1"), own.with_name("2")):
+    directory.mkdir()
+print(mount(own, ("tmpfs", "t", "", ["nosuid", "noatime"])))
+for source, target in ((locked, own.with_name("1")), (own, own.with_name("2"))):
+    print(mount(target, ("bind", str(source), "", ["bind", "ro"])), *sorted(flags_of(target)))
+""",
+        ).splitlines() == [
+            "(0, '')",
+            "(0, '') nodev noexec nosuid relatime ro",
+            "(0, '') noatime nosuid ro",
+        ]
     finally:
-        unmount(source)
+        unmount(locked)

@@ -1,7 +1,7 @@
-"""A container's rootfs: `mount_plan` says which system calls a mount needs (pure), `mount_all`, `unmount_all` do them.
+"""A container's rootfs: `mount_plan` says which system calls a mount needs (pure), `mount_all` does them.
 
-Both run in a child of their own, since a mount may sleep in the kernel for as long as it likes, and the working
-directory is theirs. The exit status is not 0 when something failed; the text is then in the file of ``fds["error"]``.
+It runs in a child of its own, since a mount may sleep in the kernel for as long as it likes, and the working directory
+is the child's. The exit status is not 0 when something failed; the text is then in the file of ``fds["error"]``.
 
 A mount's target is taken inside the rootfs: no symbolic link leads out of it. Every path is walked by descriptors, so
 that it may be as long as the file system has it.
@@ -9,68 +9,39 @@ that it may be as long as the file system has it.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import re
 import resource
-import shutil
-import stat
-import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import c_char_p, c_ulong
-from typing import Any, NamedTuple
+from typing import Any
 
-from dunnage.errors import Error, InvalidArgument, Unimplemented
-from dunnage.linux import loop
+from dunnage.errors import Error, InvalidArgument
+from dunnage.linux import idmap, loop
+from dunnage.linux.attributes import Attributes
 from dunnage.linux.libc import check, libc
+from dunnage.linux.mount_helper import mount_by_helper
+from dunnage.linux.mount_plan import (
+    MS_BIND,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    MS_RELATIME,
+    MS_REMOUNT,
+    MS_SLAVE,
+    Helper,
+    Plan,
+    Step,
+    mount_plan,
+    quoted,
+)
+from dunnage.linux.paths import Place, canonical, open_path, open_place
+from dunnage.linux.unmount import MNT_DETACH, fail, reason, unmount_all, unmount_at
 
-MS_RDONLY = 1  # linux/mount.h
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_SYNCHRONOUS = 16
-MS_REMOUNT = 32
-MS_MANDLOCK = 64
-MS_DIRSYNC = 128
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
-MS_BIND = 4096
-MS_REC = 16384
-MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
-UMOUNT_NOFOLLOW = 8
-
-# option: flags it sets, flags it clears
-OPTIONS: Mapping[str, tuple[int, int]] = {
-    "async": (0, MS_SYNCHRONOUS),
-    "atime": (0, MS_NOATIME),
-    "bind": (MS_BIND, 0),
-    "defaults": (0, 0),
-    "dev": (0, MS_NODEV),
-    "diratime": (0, MS_NODIRATIME),
-    "dirsync": (MS_DIRSYNC, 0),
-    "exec": (0, MS_NOEXEC),
-    "mand": (MS_MANDLOCK, 0),
-    "noatime": (MS_NOATIME, 0),
-    "nodev": (MS_NODEV, 0),
-    "nodiratime": (MS_NODIRATIME, 0),
-    "noexec": (MS_NOEXEC, 0),
-    "nomand": (0, MS_MANDLOCK),
-    "norelatime": (0, MS_RELATIME),
-    "nostrictatime": (0, MS_STRICTATIME),
-    "nosuid": (MS_NOSUID, 0),
-    "rbind": (MS_BIND | MS_REC, 0),
-    "relatime": (MS_RELATIME, 0),
-    "remount": (MS_REMOUNT, 0),
-    "ro": (MS_RDONLY, 0),
-    "rw": (0, MS_RDONLY),
-    "strictatime": (MS_STRICTATIME, 0),
-    "suid": (0, MS_NOSUID),
-    "sync": (MS_SYNCHRONOUS, 0),
-}
+__all__ = ["mount_all", "unmount_all"]
 
 # what statvfs calls a flag that a user namespace may have locked, and what mount calls it
 LOCKED = {
@@ -82,189 +53,175 @@ LOCKED = {
     os.ST_RELATIME: MS_RELATIME,
 }
 
-OVERLAY_ROOM_BYTES = 512  # containerd makes lower directories relative this far below a page
-BUSY_TRIES = 50
-BUSY_PAUSE_S = 0.05
-PIECE_CHARS = 1000  # of a path walked at once: below PATH_MAX (4096 bytes) whatever they are
-MAX_LINKS = 40  # as the kernel's own walk
-
-
-class Step(NamedTuple):
-    """One mount(2)."""
-
-    source: str
-    fstype: str
-    flags: int
-    data: str
-
-
-class Place(NamedTuple):
-    """Where something can be mounted or unmounted: a directory (O_PATH) and a name in it."""
-
-    directory: int
-    name: str
-
-
-class Plan(NamedTuple):
-    """``directory``: where to be meanwhile (for relative lower directories); ``loop``: the flags of a loop device over
-    the source; ``helper``: a program that makes the mount, and takes the target as its second argument."""
-
-    steps: tuple[Step, ...]
-    directory: str | None = None
-    loop: int | None = None
-    helper: tuple[str, ...] | None = None
-
-
-def mount_plan(fstype: str, source: str, options: Sequence[str], *, page_bytes: int) -> Plan:
-    """What makes this mount; raises InvalidArgument, Unimplemented or Error for what can not be made."""
-    if any("\0" in text for text in (fstype, source, *options)):
-        raise InvalidArgument("mount contains a zero byte")  # where C ends the text, and mounts something else
-    for option in options:
-        if option.startswith("X-containerd."):
-            raise Error(f"internal mount option {quoted(option)} was not consumed by the mount manager")
-        if option.startswith(("uidmap=", "gidmap=")):
-            raise Unimplemented(f"id-mapped mounts are not implemented: {option}")
-    family, _, kind = fstype.partition(".")
-    if family in ("fuse", "fuse3") and kind:
-        words = [word for option in options for word in ("-o", option)]
-        return Plan((), helper=(f"mount.{family}", source, *words, "-t", kind))
-    directory = None
-    if fstype == "overlay" and sum(len(os.fsencode(option)) for option in options) >= page_bytes - OVERLAY_ROOM_BYTES:
-        directory, options = relative_lowerdirs(options)
-    flags, looped, direct, rest = 0, False, False, []
-    for option in options:
-        if option in OPTIONS:
-            sets, clears = OPTIONS[option]
-            flags = (flags | sets) & ~clears
-        elif option == "loop":
-            looped = True
-        elif option == "direct-io":
-            direct = True
-        else:
-            rest.append(option)
-    if direct and not looped:
-        rest.append("direct-io")
-    data = ",".join(rest)
-    if len(os.fsencode(data)) > page_bytes:
-        raise InvalidArgument("mount options is too long")
-    steps = []
-    if not flags & MS_REMOUNT or data:
-        steps.append(Step(source, fstype, flags, data))
-    if flags & MS_BIND and flags & MS_RDONLY:  # the kernel takes no other flag together with a bind
-        steps.append(Step("", "", flags | MS_REMOUNT, ""))
-    if not looped:
-        return Plan(tuple(steps), directory)
-    read_only = loop.LO_FLAGS_READ_ONLY if flags & MS_RDONLY else 0
-    return Plan(
-        tuple(steps), directory, loop.LO_FLAGS_AUTOCLEAR | read_only | (loop.LO_FLAGS_DIRECT_IO if direct else 0)
-    )
-
-
-def relative_lowerdirs(options: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The directory that all lower directories have in common, and the options with paths relative to it."""
-    changed = list(options)
-    for index, option in enumerate(options):
-        if not option.startswith("lowerdir="):
-            continue
-        layers = re.split(r"(?<!\\):", option.removeprefix("lowerdir="))  # "\:" is a colon in a name
-        named = [layer for layer in layers if layer]
-        if len(named) < 2 or not all(layer.startswith("/") for layer in named):
-            return None, changed
-        common = os.path.commonpath([os.path.dirname(layer) for layer in named])
-        if common == "/":
-            return None, changed
-        changed[index] = "lowerdir=" + ":".join(os.path.relpath(layer, common) if layer else "" for layer in layers)
-        # a backslash escapes in the option, not in a path that is changed to
-        return re.sub(r"\\(.)", r"\1", common), changed
-    return None, changed
+_WHOLE_UID_MAP = [0, 0, 4294967295]
 
 
 def mount_all(argument: Any, fds: Mapping[str, int]) -> int:
-    """Make ``{"rootfs": path, "mounts": [{"type", "source", "target", "options"}, …]}`` in that order, all or none."""
-    rootfs = os.path.realpath(argument["rootfs"])
-    made: list[Place] = []
+    """Make ``{"rootfs": path, "mounts": [{"type", "source", "target", "options"}, …]}`` in that order, all or none.
+
+    A helper gets ``"launch"``, as `worker.served.Launch` has it: ``{"env", "attributes"}``. It and this child make a
+    process group, which is killed as one.
+    """
+    os.setpgid(0, 0)
+    rootfs = canonical(argument["rootfs"])
+    launch = argument.get("launch")
+    making = _Making(rootfs, launch)
     try:
         for mount in argument["mounts"]:
-            plan = mount_plan(mount["type"], mount["source"], mount["options"], page_bytes=resource.getpagesize())
-            _make(plan, mount, rootfs, made)
+            making.make(mount["type"], mount["source"], mount.get("target", ""), mount["options"])
     except Error as error:
-        os.chdir("/")
-        texts = [str(error)]
-        for place in reversed(made):
-            try:
-                _unmount_at(place, f"{rootfs}/{place.name}", once=True)
-            except (Error, OSError) as left:
-                texts.append(str(left))
-            os.chdir("/")
-            os.close(place.directory)
-        return _fail(fds, "; ".join(texts))
+        return fail(fds, "; ".join([str(error), *making.undo()]))
+    except BaseException:
+        making.undo()
+        raise
     return 0
 
 
-def _make(plan: Plan, mount: Mapping[str, Any], rootfs: str, made: list[Place]) -> None:
-    target = os.path.join(rootfs, mount.get("target", "").strip("/")).rstrip("/")
-    try:
-        place = open_place(rootfs, mount.get("target", ""))
-    except OSError as error:
-        raise Error(f"mount target {quoted(target)}: {_reason(error)}") from error
-    except ValueError as error:  # it contains a zero byte
-        raise InvalidArgument(f"mount target {quoted(target)}: {error}") from error
-    try:
-        if plan.helper is not None:
-            _run_helper(plan.helper, target)
-            made.append(place)
-        else:
-            _do(plan, mount, place, target, made)
-    finally:
-        if place not in made:
-            os.close(place.directory)  # it would keep busy what it lies in
+class _Making:
+    """The mounts of one rootfs while they are made."""
 
+    def __init__(self, rootfs: str, launch: Mapping[str, Any] | None) -> None:
+        self._rootfs = rootfs
+        self._launch = launch
+        self._made: list[tuple[Place, str]] = []  # one for each mount, also of several at one place; and its path
 
-def _do(plan: Plan, mount: Mapping[str, Any], place: Place, target: str, made: list[Place]) -> None:
-    with _source(plan, mount["source"]) as device:
-        for step in plan.steps:
+    def make(self, fstype: str, source: str, inside: str, options: list[str]) -> None:
+        """Raises Error; what was made by then is known to `undo`."""
+        plan = mount_plan(fstype, source, options, page_bytes=resource.getpagesize())
+        target = os.path.join(self._rootfs, inside.strip("/")).rstrip("/")
+        try:
+            place = open_place(self._rootfs, inside)
+        except OSError as error:
+            raise Error(f"mount target {quoted(target)}: {reason(error)}") from error
+        except ValueError as error:  # it contains a zero byte
+            raise InvalidArgument(f"mount target {quoted(target)}: {error}") from error
+        try:
+            if plan.helper is not None:
+                self._by_helper(plan.helper, place, target)
+            elif plan.id_map is None:
+                self._step_by_step(plan, source, place, target)
+            else:
+                try:
+                    self._with_ids(plan, source, place, target)
+                except OSError as error:
+                    raise Error(f"id-mapped mount of {quoted(source)} on {quoted(target)}: {reason(error)}") from error
+        finally:
+            place.close()  # it would keep busy what it lies in
+
+    def undo(self) -> list[str]:
+        """Take off what was made, the last first; what stays, in words."""
+        os.chdir("/")
+        left = []
+        while self._made:
+            place, target = self._made.pop()
             try:
-                _mount_at(place, step if plan.loop is None else step._replace(source=device), plan.directory)
-            except OSError as error:
-                raise Error(
-                    f"mount source: {quoted(mount['source'])}, target: {quoted(target)}, fstype: {mount['type']}, "
-                    f"flags: {step.flags}, data: {quoted(step.data)}, err: {_reason(error)}"
-                ) from error
-            if not step.flags & MS_REMOUNT:
-                made.append(place)
+                unmount_at(place, target)
+            except Error as error:
+                left.append(str(error))
+            finally:
+                place.close()
+        return left
+
+    def _by_helper(self, helper: Helper, place: Place, target: str) -> None:
+        env = os.environ if self._launch is None else self._launch["env"]
+        if self._launch is not None:
+            Attributes.from_json(self._launch["attributes"]).apply()
+        mount_by_helper(helper, target, env)
+        self._has_made(place, target)
+
+    def _step_by_step(self, plan: Plan, source: str, place: Place, target: str) -> None:
+        with _source(plan, source) as actual:
+            for step in plan.steps:
+                try:
+                    _mount_at(place, step if plan.loop is None else step._replace(source=actual), plan.directory)
+                except OSError as error:
+                    raise Error(
+                        f"mount source: {quoted(step.source)}, target: {quoted(target)}, fstype: {step.fstype}, "
+                        f"flags: {step.flags}, data: {quoted(step.data)}, err: {reason(error)}"
+                    ) from error
+                if not step.flags & MS_REMOUNT:
+                    self._has_made(place, target)
+                    if step.flags & MS_BIND:
+                        _keep_to_itself(place, step.flags & MS_REC)
+
+    def _with_ids(self, plan: Plan, source: str, place: Place, target: str) -> None:
+        """Other owners are shown by a copy of a mount. Nothing is mounted anywhere but at the target meanwhile, so that
+        whatever fails, or dies, leaves nothing elsewhere."""
+        assert plan.id_map is not None
+        with idmap.user_namespace(plan.id_map) as namespace:
+            if plan.directory is not None:
+                self._overlay_with_ids(plan, source, place, target, namespace)
+            elif plan.steps and plan.steps[0].flags & MS_BIND:
+                self._bind_with_ids(plan, source, place, target, namespace)
+            else:
+                self._step_by_step(plan, source, place, target)
+                self._replace(place, target, 1, namespace)
+
+    def _overlay_with_ids(self, plan: Plan, source: str, place: Place, target: str, namespace: int) -> None:
+        """The lower directories are what is copied: the copy lies at the target, and the overlay over it, until a copy
+        of the overlay takes their place."""
+        assert plan.directory is not None
+        lower = open_path(plan.directory)
+        try:
+            with _copy(lower, recursive=True) as tree:
+                idmap.map_ids(tree, namespace, read_only=True)
+                self._attach(tree, place, target)
+                self._step_by_step(plan._replace(directory=f"/proc/self/fd/{tree}"), source, place, target)
+                os.chdir("/")
+        finally:
+            os.close(lower)
+        self._replace(place, target, 2, None)
+
+    def _bind_with_ids(self, plan: Plan, source: str, place: Place, target: str, namespace: int) -> None:
+        bind, *rest = plan.steps
+        origin = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        try:
+            with _copy(origin, recursive=bool(bind.flags & MS_REC)) as tree:
+                idmap.map_ids(tree, namespace, read_only=False)
+                self._attach(tree, place, target)
+        finally:
+            os.close(origin)
+        self._step_by_step(plan._replace(steps=tuple(rest)), source, place, target)
+
+    def _replace(self, place: Place, target: str, count: int, namespace: int | None) -> None:
+        """Put a copy of what is mounted there last, with its ids mapped, in the place of the ``count`` last mounts."""
+        on_top = place.open()
+        try:
+            with _copy(on_top, recursive=False) as tree:
+                if namespace is not None:
+                    idmap.map_ids(tree, namespace, read_only=False)
+                for _ in range(count):
+                    self._take_off(target)
+                self._attach(tree, place, target)
+        finally:
+            os.close(on_top)
+
+    def _attach(self, tree: int, place: Place, target: str) -> None:
+        below = place.open()
+        try:
+            idmap.attach(tree, below)
+        finally:
+            os.close(below)
+        self._has_made(place, target)
+
+    def _take_off(self, target: str) -> None:
+        place, _ = self._made.pop()
+        try:
+            unmount_at(place, target, flags=MNT_DETACH)
+        finally:
+            place.close()
+
+    def _has_made(self, place: Place, target: str) -> None:
+        self._made.append((place.copy(), target))
 
 
-def _mount_at(place: Place, step: Step, directory: str | None) -> None:
-    # the place is opened anew for every step: what the step before has mounted lies above it
-    target = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.directory)
+@contextmanager
+def _copy(fd: int, *, recursive: bool) -> Iterator[int]:
+    tree = idmap.copy_mount(fd, recursive=recursive)
     try:
-        if directory is not None:
-            os.chdir(directory)
-        _mount(step, target)
+        yield tree
     finally:
-        os.close(target)
-
-
-def _mount(step: Step, target: int) -> None:
-    path = f"/proc/self/fd/{target}"
-    try:
-        _mount_call(step, path)
-    except PermissionError:
-        locked = _locked_flags(path)
-        if not step.flags & MS_REMOUNT or not step.flags & MS_BIND or locked | step.flags == step.flags:
-            raise
-        _mount_call(step._replace(flags=step.flags | locked), path)  # a user namespace may only add to them
-
-
-def _mount_call(step: Step, path: str) -> None:
-    source, target, fstype = (c_char_p(os.fsencode(text)) for text in (step.source, path, step.fstype))
-    data = c_char_p(os.fsencode(step.data)) if step.data else None  # some file systems refuse an empty text
-    check(libc().mount(source, target, fstype, c_ulong(step.flags), data))
-
-
-def _locked_flags(path: str) -> int:
-    present = os.statvfs(path).f_flag
-    return sum(flag for shown, flag in LOCKED.items() if present & shown)
+        os.close(tree)
 
 
 @contextmanager
@@ -274,173 +231,53 @@ def _source(plan: Plan, source: str) -> Iterator[str]:
         yield source
         return
     try:
-        device, path = loop.attach(source, plan.loop)
+        device, path = loop.attach(source, read_only=plan.loop.read_only, direct_io=plan.loop.direct_io)
     except OSError as error:
-        raise Error(f"loop device for {quoted(source)}: {_reason(error)}") from error
+        raise Error(f"loop device for {quoted(source)}: {reason(error)}") from error
     try:
         yield path
     finally:
         os.close(device)
 
 
-def _run_helper(helper: tuple[str, ...], target: str) -> None:
-    program, source, *rest = helper
-    found = shutil.which(program)
-    if found is None:
-        raise Error(f"mount helper {program}: exec: {quoted(program)}: executable file not found in $PATH")
+def _mount_at(place: Place, step: Step, directory: str | None) -> None:
+    # the place is opened anew for every step: what the step before has mounted lies above it
+    target = place.open()
     try:
-        result = subprocess.run([found, source, target, *rest], stdin=subprocess.DEVNULL, capture_output=True)
+        if directory is not None:
+            os.chdir(directory)
+        path = f"/proc/self/fd/{target}"
+        flags = step.flags
+        if flags & MS_REMOUNT and flags & MS_BIND and _is_in_user_namespace():
+            flags |= _flags_there(path)  # a user namespace may only add to what its mounts came with
+        _mount(step._replace(flags=flags), path)
+    finally:
+        os.close(target)
+
+
+def _keep_to_itself(place: Place, recursive: int) -> None:
+    """Have a bind mount follow its source, but not the source it: what is unmounted here later, also when the container
+    is deleted, would else be unmounted there, and what is mounted here be mounted there."""
+    target = place.open()
+    try:
+        _mount(Step("", "", MS_SLAVE | recursive, ""), f"/proc/self/fd/{target}")
     except OSError as error:
-        raise Error(f"mount helper {program}: {_reason(error)}") from error
-    if result.returncode:
-        output = (result.stdout + result.stderr).decode(errors="replace").strip()
-        raise Error(f"mount helper {program} for {quoted(target)} ended with {result.returncode}: {output}")
-
-
-def unmount_all(argument: Any, fds: Mapping[str, int]) -> int:
-    """Unmount everything at and below ``{"rootfs": path}``, deepest first; what is not mounted is well."""
-    if not argument["rootfs"]:
-        return 0
-    rootfs = os.path.realpath(argument["rootfs"])
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = mount_points(file.read(), rootfs)
-    failure = None
-    for point, fstype in points:
-        failure = None  # that of the outermost mount counts: inner ones may be gone together with it
-        parent, name = os.path.split(point)
-        try:
-            if fstype.startswith("fuse") and _unmount_fuse(point):
-                continue
-            place = Place(open_path(parent), name)
-            try:
-                _unmount_at(place, point)
-            finally:
-                os.chdir("/")  # a working directory keeps its file system busy, too
-                os.close(place.directory)
-        except FileNotFoundError:
-            continue
-        except Error as error:
-            failure = str(error)
-        except OSError as error:
-            failure = f"failed to unmount target {point}: {_reason(error)}"
-    return _fail(fds, failure) if failure else 0
-
-
-def mount_points(mountinfo: bytes, root: str) -> list[tuple[str, str]]:
-    """Path and type of every mount at or below ``root``, deepest first, a place once. Pure."""
-    found: dict[str, str] = {}
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(b" - ")
-        escaped = left.split(b" ")[4]
-        path = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), escaped))
-        if path == root or path.startswith(root.rstrip("/") + "/"):
-            found[path] = os.fsdecode(right.split(b" ")[0])
-    return sorted(found.items(), key=lambda item: len(item[0]), reverse=True)
-
-
-def _unmount_at(place: Place, shown: str, *, once: bool = False) -> None:
-    """Unmount until nothing is mounted there; leaves the working directory beside it."""
-    os.chdir(place.directory)
-    tries = 0
-    while True:
-        try:
-            check(libc().umount2(c_char_p(os.fsencode(place.name)), UMOUNT_NOFOLLOW))
-            if once:
-                return
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):  # nothing is mounted there, or not any more
-                return
-            tries += 1
-            if error.errno != errno.EBUSY or tries == BUSY_TRIES:
-                raise Error(f"failed to unmount target {shown}: {_reason(error)}") from error
-            time.sleep(BUSY_PAUSE_S)  # a process that has been killed may still be in its exit
-
-
-def _unmount_fuse(point: str) -> bool:
-    for program in ("fusermount3", "fusermount"):
-        if found := shutil.which(program):
-            done = subprocess.run([found, "-u", point], stdin=subprocess.DEVNULL, capture_output=True)
-            if done.returncode == 0:
-                return True
-    return False
-
-
-# --- paths
-
-
-def open_path(path: str) -> int:
-    """An O_PATH descriptor of an absolute path of any length."""
-    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    rest = path.strip("/")
-    while rest:
-        cut = len(rest) if len(rest) <= PIECE_CHARS else rest.rfind("/", 0, PIECE_CHARS)
-        piece, rest = (rest[:cut], rest[cut:].lstrip("/")) if cut > 0 else (rest, "")
-        fd = _step_down(fd, piece, os.O_PATH | os.O_CLOEXEC)
-    return fd
-
-
-def _step_down(fd: int, path: str, flags: int) -> int:
-    try:
-        return os.open(path, flags, dir_fd=fd)
+        raise Error(f"mount propagation of {quoted(place.name)}: {reason(error)}") from error
     finally:
-        os.close(fd)
+        os.close(target)
 
 
-def open_place(rootfs: str, target: str) -> Place:
-    """Where ``target`` lies inside ``rootfs``: links are followed, but none leads out of it."""
-    parent, name = os.path.split(rootfs)
-    stack = [Place(open_path(parent), name)]  # from the root down; ".." takes the last one off, but never the root
-    todo = _words(target)
-    links = 0
-    try:
-        while todo:
-            word = todo.pop()
-            if word == "..":
-                if len(stack) > 1:
-                    os.close(stack.pop().directory)
-                continue
-            stack.append(Place(_open_directory(stack[-1]), word))
-            here = stack[-1].directory
-            if not stat.S_ISLNK(os.stat(word, dir_fd=here, follow_symlinks=False).st_mode):
-                continue
-            links += 1
-            if links > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
-            link = os.readlink(word, dir_fd=here)
-            kept = 1 if link.startswith("/") else len(stack) - 1
-            while len(stack) > kept:
-                os.close(stack.pop().directory)
-            todo += _words(link)
-        return stack.pop()
-    finally:
-        for place in stack:
-            os.close(place.directory)
+def _mount(step: Step, path: str) -> None:
+    source, target, fstype = (c_char_p(os.fsencode(text)) for text in (step.source, path, step.fstype))
+    data = c_char_p(os.fsencode(step.data)) if step.data else None  # some file systems refuse an empty text
+    check(libc().mount(source, target, fstype, c_ulong(step.flags), data))
 
 
-def _open_directory(place: Place) -> int:
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
-    return os.open(place.name, flags, dir_fd=place.directory)
+def _is_in_user_namespace() -> bool:
+    with open("/proc/self/uid_map", "rb") as file:
+        return [int(number) for number in file.read().split()] != _WHOLE_UID_MAP
 
 
-def _words(path: str) -> list[str]:
-    """The components of a path, the first one last."""
-    return [word for word in reversed(path.split("/")) if word not in ("", ".")]
-
-
-# --- words
-
-
-def quoted(text: str) -> str:
-    """As Go's %q."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _reason(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"{reason[:1].lower()}{reason[1:]}"
-
-
-def _fail(fds: Mapping[str, int], text: str) -> int:
-    if "error" in fds:
-        os.pwrite(fds["error"], text.encode(errors="surrogateescape"), 0)
-    return 1
+def _flags_there(path: str) -> int:
+    present = os.statvfs(path).f_flag
+    return sum(flag for shown, flag in LOCKED.items() if present & shown)
