@@ -87,6 +87,19 @@ class Scene:
         with pytest.raises(FileNotFoundError, match="executable file not found"):
             await self.run("runtime:a:ps", "no-such-program")
 
+    async def scenario_a_death_that_its_tracer_keeps_to_itself_is_waited_for(self) -> None:
+        """As criu's is, which traces what it dumps: the pidfd says dead before a parent can ask how."""
+        peek, kept = self.keeper.peek, 3
+
+        async def traced(pid: int) -> Exit | None:
+            nonlocal kept
+            kept -= 1
+            return await peek(pid) if kept < 0 else None
+
+        self.keeper.peek = traced  # type: ignore[method-assign]  # the kernel's part
+        assert await self.run("runtime:a:ps", "sh", "-c", "exit 3") == Exit(3, None)
+        assert kept < 0
+
     async def scenario_a_call_that_hangs_is_killed_and_reaped(self) -> None:
         read, write = os.pipe()
         with pytest.raises(TimeoutError) as told:

@@ -44,9 +44,14 @@ _REQUESTS = {
     "Create": (task_pb2.CreateTaskRequest, task_pb2.CreateTaskResponse),
     "Start": (task_pb2.StartRequest, task_pb2.StartResponse),
     "Delete": (task_pb2.DeleteRequest, task_pb2.DeleteResponse),
+    "Pause": (task_pb2.PauseRequest, Empty),
+    "Resume": (task_pb2.ResumeRequest, Empty),
+    "Checkpoint": (task_pb2.CheckpointTaskRequest, Empty),
     "Kill": (task_pb2.KillRequest, Empty),
     "Exec": (task_pb2.ExecProcessRequest, Empty),
+    "Update": (task_pb2.UpdateTaskRequest, Empty),
     "Wait": (task_pb2.WaitRequest, task_pb2.WaitResponse),
+    "Stats": (task_pb2.StatsRequest, task_pb2.StatsResponse),
     "Shutdown": (task_pb2.ShutdownRequest, Empty),
 }
 

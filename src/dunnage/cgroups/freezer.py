@@ -1,4 +1,4 @@
-"""Letting a frozen cgroup go on, where the runtime's own resume is not what is meant."""
+"""Letting a frozen cgroup go on, where no runtime is to be asked for it: when what it kept is dead, or is to die."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dunnage.errors import Error
 
 
 def thaw(cgroup: Cgroup) -> None:
-    """Thaw a v1 cgroup: no signal, not even SIGKILL, reaches a process that is frozen there. v2 lets SIGKILL through,
-    and is left as it is. A cgroup that is gone, or not frozen, is no error; Error says what else went wrong."""
-    directory = cgroup.directories.get("freezer") if isinstance(cgroup, V1Cgroup) else None
+    """Thaw it. One that is gone, or not frozen, is no error; Error says what else went wrong."""
+    if isinstance(cgroup, V1Cgroup):
+        directory, name, value = cgroup.directories.get("freezer"), "freezer.state", "THAWED"
+    else:
+        directory, name, value = cgroup.directory, "cgroup.freeze", "0"
     if directory is None:
         return
     try:
-        with open(f"{directory}/freezer.state", "w", encoding="ascii") as state:
-            state.write("THAWED")
+        # without O_CREAT, as a file of a cgroup is there or not
+        with open(f"{directory}/{name}", "r+", encoding="ascii") as file:
+            file.write(value)
     except FileNotFoundError:
         pass  # nobody is left in it
     except OSError as error:

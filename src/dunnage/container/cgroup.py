@@ -53,9 +53,17 @@ class ContainerCgroup:
         return read_metrics(self._cgroup, log=self._log)
 
     def thaw(self) -> None:
-        """Let what was frozen go on, where the kernel does not let even SIGKILL through (v1)."""
-        if self._cgroup is not None:
-            thaw(self._cgroup)
+        """Let what a dead init leaves behind go on."""
+        try:
+            if self._cgroup is not None:
+                thaw(self._cgroup)
+        except Error as error:
+            self._log.warning("what is left in container %s may stay frozen: %s", self._name, error)
+
+    def let_kill_through(self) -> None:
+        """On v1 no signal, not even SIGKILL, reaches a process that is frozen."""
+        if not self._oom.unified:
+            self.thaw()
 
     def record(self) -> dict[str, Any] | None:
         """What ``restore`` needs, in JSON values."""

@@ -174,7 +174,7 @@ class Container:
             self.init.check(Operation.PAUSE)
             await self._change(Operation.PAUSE, self._runtime.pause)
             if self.init.has_exited:
-                await self._resume_the_rest()
+                self._exits.cgroup.thaw()
                 raise Error("cannot pause a stopped container")
             self._paused()
 
@@ -357,8 +357,7 @@ class Container:
     async def _take_up_freezing(self, takeover: Takeover, began: Operation) -> None:
         paused = await takeover.is_paused(began, was=self.init.state is State.PAUSED)
         if self.init.has_exited:
-            if paused:
-                await self._resume_the_rest()
+            self._exits.cgroup.thaw()
         elif paused and began is Operation.PAUSE:
             self._paused()
         elif not paused and began is Operation.RESUME:
@@ -390,13 +389,6 @@ class Container:
         self.init.state = State.RUNNING
         self._telling.publish(Resumed())
 
-    async def _resume_the_rest(self) -> None:
-        """The init ended while it was being paused: what it leaves behind is not to stay frozen."""
-        try:
-            await self._runtime.resume(self.id)
-        except Error as error:
-            self.log.warning("failed to resume a container whose init has ended: %s", error)
-
     async def _take_checkpoint(self, path: str, options: CheckpointOptions) -> None:
         await checkpoints.take(self._means, path, options)
         self.init.checkpointed, self.init.began = path, None
@@ -408,10 +400,7 @@ class Container:
     async def _kill_init(self, number: int, everyone: bool) -> None:
         await self._runtime.kill(self.id, number, all=everyone)
         if number == KILL and self.init.state is State.PAUSED:
-            try:
-                self._exits.cgroup.thaw()
-            except Error as error:
-                self.log.warning("what was killed in container %s may stay frozen: %s", self.id, error)
+            self._exits.cgroup.let_kill_through()
 
     async def _create_init(self) -> None:
         init = self.init

@@ -114,7 +114,9 @@ class Exits:
         process.set_exited(death)
         if process.stdio is not None:
             process.stdio.exited()
-        if process is self._init and (self.kills_all or self._init.state is State.PAUSED):
+        if process is self._init and self._init.state is State.PAUSED:
+            self.cgroup.thaw()
+        if process is self._init and self.kills_all:
             self.order.init_dying()
             self._telling.save()
             self._in_background(self._end_the_rest())
@@ -126,21 +128,13 @@ class Exits:
             self._telling.save()
 
     async def _end_the_rest(self) -> None:
-        """Let go on what a dead init leaves frozen, kill what an init without a pid namespace of its own leaves behind,
-        then let the exit be told."""
-        means = self._means
-        if self._init.state is State.PAUSED:
-            try:
-                await means.runtime.resume(means.id)
-            except Error as error:
-                means.log.warning("failed to resume a container whose init has ended: %s", error)
-        if self.kills_all:
-            try:
-                await means.runtime.kill(means.id, KILL, all=True)
-            except NotFound:
-                pass  # nothing was left
-            except Error as error:
-                means.log.warning("failed to kill init's children: %s", error)
+        """Kill what an init without a pid namespace of its own leaves behind, then let its exit be told."""
+        try:
+            await self._means.runtime.kill(self._means.id, KILL, all=True)
+        except NotFound:
+            pass  # nothing was left
+        except Error as error:
+            self._means.log.warning("failed to kill init's children: %s", error)
         self.tell(self.order.exited(INIT))
 
     def _out_of_memory(self) -> None:

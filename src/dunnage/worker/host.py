@@ -85,8 +85,7 @@ class ProcessWatch:
 
     async def _record_and_reap(self) -> None:
         try:
-            exit = await self._host.keeper.peek(self.pid)
-            status = UNKNOWN_STATUS if exit is None else exit.status
+            status = (await self._host.exit_of(self.pid)).status
         except (ChildProcessError, Unavailable) as error:
             self._host.log.error("the exit status of process %d is not known: %s", self.pid, error)
             status = UNKNOWN_STATUS
@@ -262,6 +261,15 @@ class KeeperHost:
         while self._over:
             self.reap(self._over.pop())
 
+    async def exit_of(self, pid: int) -> Exit:
+        """How a child ended that is dead. Where a debugger traces it, or criu, that is told first, and its parent
+        hears of it when the tracer has let go. Raises ChildProcessError, Unavailable."""
+        pause_s = _TRACED_PAUSE_S[0]
+        while (exit := await self.keeper.peek(pid)) is None:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _TRACED_PAUSE_S[1])
+        return exit
+
     def reap(self, pid: int) -> None:
         """Its end is written down: let the pid go."""
         if pid in self._kept:
@@ -347,11 +355,10 @@ class KeeperHost:
             raise TimeoutError(f"{hangs} hangs") from error
         os.close(child.pidfd)
         try:
-            exit = await self.keeper.peek(child.pid)
+            return await self.exit_of(child.pid)
         finally:
             # the caller goes on first: what it claims then is never without both a call and a claim
             asyncio.get_running_loop().call_soon(self.reap, child.pid)
-        return exit if exit is not None else Exit(UNKNOWN_STATUS, None)
 
     def _abandon(self, made: asyncio.Task[Child], name: str) -> None:
         if made.cancelled() or made.exception() is not None:
