@@ -336,14 +336,14 @@ class Container:
                 process.pid, process.state = pid, State.RUNNING
                 self._exits.order.starting(process.id)
                 started.append(process)
-        began, self.init.began = self.init.began, None
+        began = self.init.began
         if self.init.state is State.CREATED_CHECKPOINT and began is Operation.START:
             await self._means.forget_in_runtime()  # what is there of it cannot be restored into
         for process in processes:
             process.stdio = takeover.take_stdio(process, partial(self._means.plan, process.io))
         if self.init in started and self.checkpoint.path:
             self._exits.cgroup.find(self.init.pid)
-        if self.init.pid:
+        if self.init.pid and not self.init.is_over:
             self._exits.cgroup.watch()
         for process in processes:
             self._exits.watch_again(process)
@@ -353,9 +353,11 @@ class Container:
             self._exits.tell(self._exits.order.started(process.id))
         if began in (Operation.PAUSE, Operation.RESUME) and not self.init.has_exited:
             await self._take_up_freezing(takeover, began)
+        self.init.began = None
 
     async def _take_up_freezing(self, takeover: Takeover, began: Operation) -> None:
         paused = await takeover.is_paused(began, was=self.init.state is State.PAUSED)
+        self.init.began = None
         if self.init.has_exited:
             self._exits.cgroup.thaw()
         elif paused and began is Operation.PAUSE:
