@@ -26,7 +26,7 @@ def assert_nothing_is_left(stage: Stage, container: str) -> None:
     assert not stage.host.watches
     assert stage.group.is_empty
     left = set(os.listdir(stage.directory / container))
-    assert left <= {"config.json", "log.json", "options.json", "runtime", "rootfs"}
+    assert left <= {"config.json", "log.json", "options.json", "runtime", "rootfs", "dunnage-failures.json"}
     root = stage.directory / "root"
     assert not root.exists() or not os.listdir(root)
     assert str(stage.directory / container) not in Path("/proc/self/mountinfo").read_text()

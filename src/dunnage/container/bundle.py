@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dunnage.container.facts import Fact, fact_from_json
 from dunnage.errors import Error, FailedPrecondition, InvalidArgument
+from dunnage.runtime.logs import gather
 
 RECORD = "dunnage.json"
 LAUNCH = "dunnage-launch.json"
+FAILURES = "dunnage-failures.json"
 RECORD_VERSION = 1
 
 _UNFINISHED = re.compile(r"process[a-z0-9_]{8}\.json|\..+\.new")
@@ -141,13 +143,26 @@ class Bundle:
         """Keep what the launcher handed down: written once, as large as an environment, so apart from the record."""
         self._write(LAUNCH, json.dumps(launch, separators=(",", ":")), 0o600)
 
+    def read_failures(self) -> list[Any]:
+        """The stories that ``save_failures`` kept; none where they cannot be read."""
+        try:
+            kept = json.loads(self._read(FAILURES))
+        except (OSError, ValueError):
+            return []
+        return kept if isinstance(kept, list) else []
+
+    def save_failures(self, stories: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the stories of failures (``stories``), apart from the record, which is written so much more often."""
+        self._write(FAILURES, json.dumps(stories, separators=(",", ":")), 0o600)
+
     def forget(self) -> None:
         """Remove what only a living container needs."""
-        for name in (RECORD, f".{RECORD}.new", LAUNCH, f".{LAUNCH}.new"):
+        for name in (RECORD, LAUNCH, FAILURES):
             self.remove(name)
+            self.remove(f".{name}.new")
 
     def remove_unfinished(self) -> None:
-        """Remove what a worker that died in the middle of a write or of an exec has left; no call of it may be under
+        """Put away what a worker that died in the middle of a write or of a call has left; no call of it may be under
         way any more. An exec's file (``runtime.client``) holds its environment."""
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.directory)
         try:
@@ -157,6 +172,7 @@ class Bundle:
         for name in names:
             if _UNFINISHED.fullmatch(name):
                 self.remove(name)
+        gather(self.log_path)
 
     def remove(self, name: str) -> None:
         if self.directory < 0:

@@ -78,7 +78,11 @@ def gather(path: str) -> None:
     """Add to the log at ``path`` what calls of a former worker have left beside it; none may be under way. A death in
     the middle adds a line twice rather than never."""
     directory = os.path.dirname(path)
-    for name in sorted(os.listdir(directory)):
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return  # all of it is gone
+    for name in names:
         if name.startswith(OWN):
             _add(os.path.join(directory, name), path)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from google.protobuf.empty_pb2 import Empty
 
 from dunnage.api import anys, options_pb2, task_pb2, task_types_pb2
+from dunnage.container import stories
 from dunnage.container.container import Container
 from dunnage.container.facts import IO, Checkpoint, Ended, Mount, Options
 from dunnage.container.group import Group
@@ -130,8 +131,9 @@ class TaskService:
             try:
                 container.bundle.write_options(options_file(options), options.binary_name)
                 await container.create()
-            except BaseException:
+            except BaseException as error:
                 container.bundle.forget()
+                stories.note(container.bundle, container.log, "create", "", error)
                 container.close()
                 raise
             created = container
@@ -240,7 +242,7 @@ class TaskService:
         self, change: Callable[[Any, Call], Coroutine[Any, Any, T]]
     ) -> Callable[[Any, Call], Coroutine[Any, Any, T]]:
         async def run(request: Any, call: Call) -> T:
-            task = asyncio.get_running_loop().create_task(change(request, call))
+            task = asyncio.get_running_loop().create_task(self._noting_failure(change, request, call))
             self._changes.add(task)
             task.add_done_callback(self._changes.discard)
             try:
@@ -257,6 +259,19 @@ class TaskService:
                 raise
 
         return run
+
+    async def _noting_failure(
+        self, change: Callable[[Any, Call], Coroutine[Any, Any, T]], request: Any, call: Call
+    ) -> T:
+        """Where a change of a container fails, keep the whole story there before its client is told."""
+        container = self._group.containers.get(request.id)
+        try:
+            return await change(request, call)
+        except Error as error:
+            if container is not None and self._group.containers.get(request.id) is container:
+                exec_id = getattr(request, "exec_id", "")
+                stories.note(container.bundle, container.log, change.__name__, exec_id, error)
+            raise
 
     def _log_unanswered(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
