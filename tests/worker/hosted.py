@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from dunnage.container.bundle import Bundle
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.errors import DeadlineExceeded, Error
 from dunnage.keeper.client import Exit, Inherited, Keeper, Unclaimed
+from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
 from dunnage.worker import host as host_module
 from dunnage.worker.host import KeeperHost
@@ -127,6 +129,50 @@ class Scene:
         hangs = f"unmounting the rootfs {rootfs} did not end within 0.2 s; process [0-9]+ hangs"
         with pytest.raises(DeadlineExceeded, match=hangs):
             await self.host.unmount("default/c1", str(rootfs))
+
+    async def scenario_what_mounts_and_unmounts_is_in_the_warm_image(self) -> None:
+        """The files of an upgrade would else be run by what came before it."""
+        entries = (host_module.MOUNT, host_module.UNMOUNT, host_module.OPEN_LOG, host_module.READ)
+        missing = [entry for entry in entries if entry.partition(":")[0] not in sys.modules]
+        assert not missing
+
+    def mount_by_hanging_helper(self) -> asyncio.Task[None]:
+        """A mount whose helper, found by what the launcher handed down, and the helper's own child never end."""
+        rootfs, programs = self.state / "bundle" / "rootfs", self.state / "bin"
+        rootfs.mkdir(parents=True)
+        programs.mkdir()
+        os.mkfifo(self.state / "pids")
+        (programs / "mount.fuse").write_text('#!/bin/sh\n/bin/sleep 100 &\necho $$ $! > "$PIDS"\nwait\n')
+        (programs / "mount.fuse").chmod(0o755)
+        bundle = Bundle.open(str(rootfs.parent))
+        env = {"PATH": str(programs), "PIDS": str(self.state / "pids")}
+        bundle.write_launch({"env": env, "attributes": Attributes.of(os.getpid()).to_json()})
+        bundle.close()
+        return asyncio.create_task(self.host.mount("default/c1", str(rootfs), [Mount("fuse.x", "s", "", ())]))
+
+    async def helpers(self) -> list[int]:
+        return [int(pid) for pid in (await asyncio.to_thread((self.state / "pids").read_text)).split()]
+
+    async def scenario_the_helpers_of_a_mount_that_hangs_go_with_it(self) -> None:
+        self.host._mount_timeout_s = LIMIT_S
+        mounting = self.mount_by_hanging_helper()
+        pids = await self.helpers()
+        assert len(pids) == 2
+        mounting.cancel()
+        for pid in pids:
+            await self.wait_reaped(pid)
+
+    async def scenario_the_helpers_of_an_inherited_mount_that_hangs_go_with_it(self) -> None:
+        if not self.keeper.children:
+            self.host._mount_timeout_s = LIMIT_S
+            mounting = self.mount_by_hanging_helper()
+            (self.state / "told").write_text(json.dumps(await self.helpers()))
+            assert not mounting.done()
+            die()
+        await self.host.wait_inherited("mount:default/c1")
+        self.host.recovered()
+        for pid in json.loads((self.state / "told").read_text()):
+            await self.wait_reaped(pid)
 
     async def scenario_a_death_is_told_before_the_process_is_reaped(self) -> None:
         child = await self.keeper.spawn(

@@ -29,10 +29,11 @@ def unmount_all(argument: Any, fds: Mapping[str, int]) -> int:
     """Unmount everything at and below ``{"rootfs": path}``, deepest first; what is not mounted is well.
 
     The exit status is 1 where the outermost mount stays, and why is in the file of ``fds["error"]``: inner ones may go
-    together with it. ``"env"`` is what the helpers of FUSE get.
+    together with it. ``"env"`` is what the helpers of FUSE get, which are of this child's own process group.
     """
     if not argument["rootfs"]:
         return 0
+    os.setpgid(0, 0)
     env = argument.get("env") or os.environ
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = mounts_below(file.read(), canonical(argument["rootfs"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -11,20 +12,22 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dunnage.cgroups import open_oom_watch
+from dunnage.container.bundle import Bundle
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
 from dunnage.container.process import UNKNOWN_STATUS
 from dunnage.errors import DeadlineExceeded, Error, Unavailable
 from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
+from dunnage.linux.mount import mount_all, unmount_all
 from dunnage.stdio import LogDriver, PipeBudget
 from dunnage.stdio.file import open_elsewhere
 from dunnage.worker import reading
 
-MOUNT = "dunnage.linux.mount:mount_all"
+MOUNT = f"{mount_all.__module__}:{mount_all.__name__}"  # imported, and so in the warm image: an upgrade swaps files
 OPEN_LOG = "dunnage.stdio.file:send_opened"
 READ = "dunnage.worker.reading:send_content"
-UNMOUNT = "dunnage.linux.mount:unmount_all"
+UNMOUNT = f"{unmount_all.__module__}:{unmount_all.__name__}"
 
 _PROCESS = "process:"
 """How the processes of containers are claimed from the keeper; its other children are calls."""
@@ -139,11 +142,14 @@ class KeeperHost:
         return ProcessWatch(self, pid, pidfd, on_death)
 
     async def mount(self, name: str, rootfs: str, mounts: Sequence[Mount]) -> None:
-        argument = {"rootfs": rootfs, "mounts": [mount._asdict() for mount in mounts]}
+        argument: dict[str, Any] = {"rootfs": rootfs, "mounts": [mount._asdict() for mount in mounts]}
+        if any(mount.type.startswith("fuse") for mount in mounts):
+            argument["launch"] = _read_launch(rootfs)
         await self._in_forked_child(f"mount:{name}", MOUNT, argument, f"mounting the rootfs {rootfs}")
 
     async def unmount(self, name: str, rootfs: str) -> None:
-        await self._in_forked_child(f"unmount:{name}", UNMOUNT, {"rootfs": rootfs}, f"unmounting the rootfs {rootfs}")
+        argument = {"rootfs": rootfs, "env": (_read_launch(rootfs) or {}).get("env")}
+        await self._in_forked_child(f"unmount:{name}", UNMOUNT, argument, f"unmounting the rootfs {rootfs}")
 
     async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
         await self._in_forked_child(name, entry, argument, what)
@@ -234,6 +240,7 @@ class KeeperHost:
                 self.log.error("process %d (%s) of a former worker hangs: it is abandoned", watch.pid, name)
                 try:
                     watch.signal(signal.SIGKILL)
+                    _kill_helpers(pid, name)
                 except ProcessLookupError:
                     pass  # it ended just now
             self._inherited.pop(pid, None)
@@ -367,6 +374,7 @@ class KeeperHost:
         self.log.error("process %d (%s) is abandoned: nobody waits for it any longer", child.pid, name)
         try:
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            _kill_helpers(child.pid, name)
         except ProcessLookupError:
             pass  # it ended just now
         ProcessWatch(self, child.pid, child.pidfd, _ignore)
@@ -395,6 +403,26 @@ async def _wait_dead(pidfd: int) -> None:
         await dead.wait()
     finally:
         loop.remove_reader(pidfd)
+
+
+def _kill_helpers(pid: int, name: str) -> None:
+    """A mount or unmount is given up: its process group has what its helpers left in the foreground. Its pid, not
+    reaped yet, is nobody else's."""
+    if name.startswith(("mount:", "unmount:")):
+        with contextlib.suppress(ProcessLookupError):  # it has made no group yet, and so run no helper
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _read_launch(rootfs: str) -> dict[str, Any] | None:
+    """What the launcher handed down to the container with this rootfs; None: its bundle does not say."""
+    try:
+        bundle = Bundle.open(os.path.dirname(rootfs))
+        try:
+            return bundle.read_launch()
+        finally:
+            bundle.close()
+    except Error:
+        return None
 
 
 def _start_of(pid: int) -> int:
