@@ -18,7 +18,7 @@ from dunnage.conformance.cases import all_cases
 from dunnage.conformance.check import Failed
 from dunnage.conformance.play import play_all
 from dunnage.conformance.shim import Shim
-from dunnage.conformance.table import Outcome, lines
+from dunnage.conformance.table import Mark, Outcome, lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +69,9 @@ async def _run(paths: Sequence[Path], cases: Sequence[Case], runtime: str, verbo
             name = f"{name} ({path})"
         results[name] = await play_all(shim, cases, runtime=runtime, told=told)
     print("\n".join(lines(cases, list(results), results)))
+    if any(all(outcome.mark is Mark.UNPLAYED for outcome in of.values()) for of in results.values()):
+        print("no case was played", file=sys.stderr)
+        return 2
     return 0 if all(outcome.mark.is_good for of in results.values() for outcome in of.values()) else 1
 
 
@@ -84,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shim", action="append", default=[], metavar="PATH", help="a shim's binary; may be repeated")
     parser.add_argument("--runtime", default="runc", metavar="NAME", help="the OCI runtime the shims are to use")
     parser.add_argument(
-        "--case", action="append", default=[], metavar="PATTERN", help="of areas, names or titles, as in 'stdio*'"
+        *("-k", "--case"),
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only cases whose area, name or title fits it, as in 'stdio*'; may be repeated",
     )
     parser.add_argument("--list", action="store_true", help="print the cases and play none")
     parser.add_argument("-v", "--verbose", action="store_true", help="say of every case at once what came of it")

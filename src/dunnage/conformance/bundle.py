@@ -85,9 +85,9 @@ def config(args: Sequence[str], *, cgroup: str, terminal: bool, private_pids: bo
 
 
 class Bundle:
-    """`path` is ``<state>/io.containerd.runtime.v2.task/<namespace>/<id>``."""
+    """`path` is ``<state>/io.containerd.runtime.v2.task/<namespace>/<id>``; `work` is where its link ``work`` leads."""
 
-    def __init__(self, path: Path, spec: Mapping[str, Any], rootfs: Path | None) -> None:
+    def __init__(self, path: Path, spec: Mapping[str, Any], rootfs: Path | None, work: Path) -> None:
         self.path = path
         self.spec = spec
         self.log = bytearray()
@@ -96,6 +96,8 @@ class Bundle:
         (path / "rootfs").mkdir(mode=0o711)
         if rootfs is not None:
             shutil.copytree(rootfs, path / "rootfs", symlinks=True, dirs_exist_ok=True)
+        work.mkdir(parents=True, mode=0o711)
+        (path / "work").symlink_to(work)
         os.mkfifo(path / "log", 0o700)
         self._log_fd = os.open(path / "log", os.O_RDWR | os.O_NONBLOCK)
         asyncio.get_running_loop().add_reader(self._log_fd, self._read_log)

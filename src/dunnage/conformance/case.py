@@ -31,6 +31,8 @@ class Case(NamedTuple):
     name: str
     play: Play
     differences: Sequence[Difference]
+    needs: str = ""
+    """A program without which it is not played, and the table says so."""
 
     @property
     def title(self) -> str:
@@ -47,17 +49,17 @@ class Area:
         self.name = name
         self.cases: list[Case] = []
 
-    def case(self, name: str, *differences: Difference) -> Callable[[Play], Play]:
+    def case(self, name: str, *differences: Difference, needs: str = "") -> Callable[[Play], Play]:
         def add(play: Play) -> Play:
-            self.add(name, play, *differences)
+            self.add(name, play, *differences, needs=needs)
             return play
 
         return add
 
-    def add(self, name: str, play: Play, *differences: Difference) -> None:
+    def add(self, name: str, play: Play, *differences: Difference, needs: str = "") -> None:
         if any(case.name == name for case in self.cases):
             raise ValueError(f"{self.name} has two cases {name!r}")
-        self.cases.append(Case(self.name, name, play, differences))
+        self.cases.append(Case(self.name, name, play, differences, needs))
 
     def __iter__(self) -> Iterator[Case]:
         return iter(self.cases)

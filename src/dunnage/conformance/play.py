@@ -6,10 +6,11 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from dunnage.conformance import programs
 from dunnage.conformance.case import Case
 from dunnage.conformance.check import Failed
 from dunnage.conformance.scene import Host, Scene
@@ -25,18 +26,21 @@ async def play_all(shim: Shim, cases: Sequence[Case], *, runtime: str, told: Tol
     """One after the other: what is left over from one could be another's."""
     log = logging.getLogger("dunnage.conformance")
     outcomes = {}
+    missing = await programs.missing({case.needs for case in cases if case.needs})
     with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
         host = Host(Path(directory), shim, runtime, log)
         try:
             for case in cases:
-                outcomes[case.title] = outcome = await play(case, host)
+                outcomes[case.title] = outcome = await play(case, host, missing)
                 told(case, outcome)
         finally:
             await host.close()
     return outcomes
 
 
-async def play(case: Case, host: Host) -> Outcome:
+async def play(case: Case, host: Host, missing: Collection[str] = ()) -> Outcome:
+    if case.needs in missing:
+        return Outcome(Mark.UNPLAYED, f"it needs {case.needs}, which is not in PATH or cannot run here")
     began = time.monotonic()
     scene = host.scene()
     failure = ""

@@ -31,6 +31,8 @@ SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 STATE: Final = "io.containerd.runtime.v2.task"
+SOCKETS_LIMIT_S: Final = 8.0
+"""How long a shim may take to go: five seconds for its last events, and some."""
 FOREVER: Final = ("sleep", "100000")
 Status = task_types_pb2
 
@@ -98,7 +100,7 @@ class Scene:
             made["process"]["env"] += [f"{name}={value}" for name, value in (env or {}).items()]
             spec = {**made, **({"annotations": dict(annotations)} if annotations else {})}
         path = self.directory / "state" / STATE / self.namespace / id
-        new = Bundle(path, spec, self.host.rootfs if rootfs else None)
+        new = Bundle(path, spec, self.host.rootfs if rootfs else None, self.directory / "work" / id)
         self._bundles.append(new)
         return new
 
@@ -162,7 +164,10 @@ class Scene:
 
     async def task(self, of: Bundle, *, options: Message | None = None) -> Task:
         """The shim is there and connected to; nothing is created yet."""
-        address = await self.start_shim(of, options=options)
+        return await self.connected(of, await self.start_shim(of, options=options), options=options)
+
+    async def connected(self, of: Bundle, address: Address, *, options: Message | None = None) -> Task:
+        """The task of a shim that listens there."""
         task = Task(self, of, address, await Connection.open(address, self.namespace), options)
         self.tasks.append(task)
         return task
@@ -195,6 +200,25 @@ class Scene:
         await task.call("Delete")
         return task
 
+    async def checkpoint(self, *args: str, id: str = "c1", **of: Any) -> Path:
+        """The image of a container that ran, and is gone for it; its id and its bundle are free again."""
+        task = await self.running(*args, id=id, **of)
+        image = self.directory / f"image-of-{id}"
+        await task.call("Checkpoint", path=os.fspath(image), options=pack(options_pb2.CheckpointOptions(exit=True)))
+        await task.call("Wait")
+        await task.end()
+        self.tasks.remove(task)
+        equal("delete's exit status", (await self.run_delete(task.bundle)).status, 0)
+        self.forget(task.bundle)
+        return image
+
+    def forget(self, of: Bundle) -> None:
+        """What containerd does last: the bundle goes."""
+        of.close()
+        self._bundles.remove(of)
+        shutil.rmtree((of.path / "work").resolve())
+        shutil.rmtree(of.path)
+
     # Striking it
 
     async def close(self) -> None:
@@ -204,7 +228,9 @@ class Scene:
         for fifos in self._fifos:
             fifos.close()
         if not self.is_killed:
-            await wait_until(lambda: not any(address.path.exists() for address in self.addresses), "its sockets go")
+            await wait_until(
+                lambda: not any(a.path.exists() for a in self.addresses), "its sockets go", SOCKETS_LIMIT_S
+            )
         for of in self._bundles:
             if "runtime" in of.names:  # without it the older Go shims give up
                 ran = await self.run_delete(of)

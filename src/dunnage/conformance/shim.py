@@ -94,18 +94,34 @@ class Shim:
 async def run(argv: list[str], *, cwd: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> Ran:
     """Run it to its end, in its own process group; without stdin it has /dev/null there, as containerd gives it."""
     began = time.monotonic()
-    child = await asyncio.create_subprocess_exec(
-        *argv, cwd=cwd, env=env, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE, process_group=0
-    )
+    source = _filled_pipe(stdin) if stdin else DEVNULL
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *argv, cwd=cwd, env=env, stdin=source, stdout=PIPE, stderr=PIPE, process_group=0
+        )
+    finally:
+        if source != DEVNULL:
+            os.close(source)
     try:
         async with asyncio.timeout(LIMIT_S):
-            stdout, stderr = await child.communicate(stdin or None)
+            stdout, stderr = await child.communicate()
     except TimeoutError:
         child.kill()
         await child.wait()
         raise Failed(f"{' '.join(argv)} takes longer than {LIMIT_S:g} s") from None
     assert child.returncode is not None
     return Ran(child.returncode, stdout, stderr, time.monotonic() - began)
+
+
+def _filled_pipe(data: bytes) -> int:
+    """The reading end of a pipe that holds all of it: nobody has to feed a shim that does not read its stdin."""
+    reading, writing = os.pipe()
+    with open(writing, "wb", buffering=0) as pipe:
+        os.set_blocking(writing, False)
+        if pipe.write(data) != len(data):
+            os.close(reading)
+            raise ValueError(f"{len(data)} bytes are more than a pipe holds")
+    return reading
 
 
 class Connection:

@@ -16,10 +16,11 @@ class Mark(Enum):
     FAILED = "✗"
     DIFFERS = "≠"
     STALE = "!"
+    UNPLAYED = "–"
 
     @property
     def is_good(self) -> bool:
-        return self in (Mark.PASSED, Mark.DIFFERS)
+        return self in (Mark.PASSED, Mark.DIFFERS, Mark.UNPLAYED)
 
 
 MEANINGS = {
@@ -27,6 +28,7 @@ MEANINGS = {
     Mark.FAILED: "otherwise, and no difference is written down",
     Mark.DIFFERS: "differs as written down",
     Mark.STALE: "a difference is written down that is not there",
+    Mark.UNPLAYED: "not played, for want of a program",
 }
 
 
@@ -65,7 +67,7 @@ def _reasons(letter: str, shim: str, cases: Sequence[Case], outcomes: Mapping[st
             continue
         told.append(f"{letter} {outcome.mark.value} {case.title}\n      {outcome.why}")
         difference = case.difference_of(shim)
-        if difference is not None:
+        if difference is not None and outcome.mark is not Mark.UNPLAYED:
             told.append(f"      {difference.why}; right: {difference.right} ({difference.source})")
     return ["", *told] if told else []
 

@@ -15,6 +15,7 @@ from dunnage.conformance.cases import (
     init_states,
     load,
     options,
+    start,
     stdio,
     texts,
     unknown,
@@ -23,6 +24,7 @@ from dunnage.conformance.cases import (
 
 AREAS: Final[Sequence[Area]] = (
     binary.AREA,
+    start.AREA,
     init_states.AREA,
     exec_states.AREA,
     unknown.AREA,

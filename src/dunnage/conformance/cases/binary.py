@@ -11,6 +11,7 @@ from typing import Final
 from dunnage.api import task_pb2
 from dunnage.conformance import leftovers
 from dunnage.conformance.case import Area, Difference
+from dunnage.conformance.cases.differences import GROUP_SOCKET
 from dunnage.conformance.check import ZERO_TIME_S, contains, equal, that, wait_until
 from dunnage.conformance.scene import Scene, Status
 from dunnage.conformance.shim import Address
@@ -100,7 +101,7 @@ async def start_again(scene: Scene) -> None:
 
 
 def annotated(annotation: str) -> None:
-    @AREA.case(f"containers with one value of {annotation} share a shim, which ends after the last")
+    @AREA.case(f"containers with one value of {annotation} share a shim, which ends after the last", GROUP_SOCKET)
     async def grouped(scene: Scene) -> None:
         annotations = {annotation: "pod"}
         one = await scene.running(id="c1", annotations=annotations)
@@ -116,7 +117,7 @@ annotated("io.containerd.runc.v2.group")
 annotated("io.kubernetes.cri.sandbox-id")
 
 
-@AREA.case("the group's annotation goes before the pod's")
+@AREA.case("the group's annotation goes before the pod's", GROUP_SOCKET)
 async def precedence(scene: Scene) -> None:
     annotations = {"io.containerd.runc.v2.group": "g", "io.kubernetes.cri.sandbox-id": "s"}
     task = await scene.task(scene.bundle(annotations=annotations))
@@ -171,6 +172,7 @@ async def no_other_files(scene: Scene) -> None:
     known = {
         "config.json",
         "rootfs",
+        "work",
         "log",
         "log.json",
         "options.json",

@@ -142,12 +142,9 @@ async def twice(scene: Scene) -> None:
 
 @AREA.case("after a kill of the shim and its delete, start of the same id makes another container")
 async def start_again(scene: Scene) -> None:
-    import shutil
-
     bundle = await kill_shim(await scene.running())
     await delete(scene, bundle)
-    bundle.close()
-    shutil.rmtree(bundle.path)
+    scene.forget(bundle)
     task = await scene.running("sh", "-c", "exit 5")
     equal("the exit status", (await task.call("Wait")).exit_status, 5)
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from dunnage.conformance.bundle import process
 from dunnage.conformance.case import Area
+from dunnage.conformance.cases.differences import STARTED_TWICE
 from dunnage.conformance.check import equal, refused, that
 from dunnage.conformance.scene import PROCESS_URL, Scene, Status, any_of_json, together
 from dunnage.conformance.shim import Connection
@@ -56,7 +57,7 @@ async def different(scene: Scene) -> None:
     equal("the statuses", {await task.status(f"e{number}") for number in range(20)}, {Status.CREATED})
 
 
-@AREA.case("of ten Starts of one exec at once one wins")
+@AREA.case("of ten Starts of one exec at once one wins", STARTED_TWICE)
 async def start_race(scene: Scene) -> None:
     task = await scene.running()
     await task.exec("e1")

@@ -1,4 +1,4 @@
-"""Every call on an exec in every state, from the table of the Go shim's exec process and the rules for each call.
+"""Every call on an exec in every state: the documented state machine, cell by cell, then the calls it leaves out.
 
 A deleted exec is taken out of its container's list, so from outside it is one that does not exist.
 """
@@ -6,12 +6,15 @@ A deleted exec is taken out of its container's list, so from outside it is one t
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from dunnage.conformance import reference
 from dunnage.conformance.case import Area, Difference
-from dunnage.conformance.cases.differences import PLAIN_ERROR
-from dunnage.conformance.cases.states import Enter, Row, fill
+from dunnage.conformance.cases.differences import PLAIN_ERROR, STARTED_TWICE
+from dunnage.conformance.cases.states import Cell, Enter, Outside, Row, Table, fill, fill_from
 from dunnage.conformance.check import ZERO_TIME_S, equal, refused, that
 from dunnage.conformance.scene import Scene, Status, Task
 
@@ -45,6 +48,7 @@ async def deleted(scene: Scene) -> Task:
 
 
 STATES: Final[Mapping[str, Enter]] = {"created": created, "running": running, "stopped": stopped, "deleted": deleted}
+TABLE: Final = Table(AREA, "exec", STATES, exec_id=ID, gone=UNKNOWN)
 
 
 def simple(method: str, **fields: Any) -> Any:
@@ -52,6 +56,30 @@ def simple(method: str, **fields: Any) -> Any:
         await task.call(method, exec_id=ID, **fields)
 
     return do
+
+
+async def end(task: Task) -> None:
+    """The kernel's doing, and not a call; what has ended before is waited for again."""
+    state = await task.call("State", exec_id=ID)
+    if state.status != Status.STOPPED:
+        os.kill(state.pid, signal.SIGKILL)
+    await task.call("Wait", exec_id=ID)
+
+
+CALLS: Final = {
+    "Start": simple("Start"),
+    "Delete": simple("Delete"),
+    "Kill": simple("Kill", signal=0),
+    "Resize": simple("ResizePty", width=80, height=24),
+    "SetExited": end,
+}
+UNSEEN: Final[Mapping[Cell, str]] = {
+    ("SetExited", "created"): "there is no process yet that could exit",
+}
+DIFFERENCES: Final[Mapping[Cell, Sequence[Difference]]] = {("Start", "running"): (STARTED_TWICE,)}
+fill_from(TABLE, reference.cells("exec"), Outside(CALLS, {}, UNSEEN, {}, {}), DIFFERENCES)
+
+# The calls that the state machine leaves out.
 
 
 async def state(task: Task) -> None:
@@ -82,24 +110,13 @@ TAKEN: Final = f"id {ID}: already exists"
 
 # fmt: off
 ROWS: Final[Sequence[Row]] = (
-    Row("Start", simple("Start"), (
-        "→ running", "cannot start a running process", "cannot start a stopped process", UNKNOWN)),
-    Row("Delete", simple("Delete"), (
-        "→ deleted", "cannot delete a running process", "→ deleted", UNKNOWN)),
-    Row("Kill", simple("Kill", signal=0), (
-        "process not created: failed precondition", "ok", "process already finished: not found", UNKNOWN)),
-    Row("ResizePty", simple("ResizePty", width=80, height=24), (
-        "ok", "ok", "cannot resize a stopped container", UNKNOWN)),
     Row("State", state, ("ok", "ok", "ok", UNKNOWN)),
     Row("CloseIO", simple("CloseIO", stdin=True), ("ok", "ok", "ok", UNKNOWN)),
     Row("Exec with the same id", exec_again, (TAKEN, TAKEN, TAKEN, "→ created")),
     Row("Connect", connect, ("ok", "ok", "ok", "ok")),
 )
 # fmt: on
-
-DIFFERENCES: Final[Mapping[tuple[str, str], Sequence[Difference]]] = {("CloseIO", "deleted"): (PLAIN_ERROR,)}
-
-fill(AREA, thing="exec", states=STATES, rows=ROWS, exec_id=ID, gone=UNKNOWN, differences=DIFFERENCES)
+fill(TABLE, ROWS, {("CloseIO", "deleted"): (PLAIN_ERROR,)})
 
 
 @AREA.case("Wait of an exec that is stopped answers at once, again and again")

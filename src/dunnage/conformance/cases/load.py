@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dunnage.conformance.case import Area, Difference
+from dunnage.conformance.cases.differences import GROUP_SOCKET
 from dunnage.conformance.check import equal, that
 from dunnage.conformance.events import Events
 from dunnage.conformance.scene import Scene, Status, Task, together
@@ -52,7 +53,7 @@ async def execs(scene: Scene) -> None:
     equal("the statuses", [scene.events.of("exit", name)[0].message.exit_status for name in names], list(range(20)))
 
 
-@AREA.case("six containers of one group at once each have one life in order")
+@AREA.case("six containers of one group at once each have one life in order", GROUP_SOCKET)
 async def group(scene: Scene) -> None:
     async def live(number: int) -> None:
         task = await scene.stopped(id=f"c{number}", annotations={"io.containerd.runc.v2.group": "g"})
