@@ -20,6 +20,8 @@ CONTAINER = "container"
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 _PLAIN = re.compile(r"[A-Za-z0-9\-._/@^+]+")
 _PIPE_BUF = 4096  # a line that is not longer is written whole or not at all (pipe(7))
+_NODE_LOG_BYTES = 1 << 20  # the node's log lies in memory: one that has become longer keeps
+_NODE_LOG_KEPT_BYTES = 256 << 10  # only so much of its end
 
 
 class LogrusFormatter(logging.Formatter):
@@ -101,10 +103,46 @@ def container_logger(directory: Callable[[], int], namespace: str, container_id:
     return logger
 
 
+class StderrHandler(logging.Handler):
+    """Writes each line to stderr, at once and in one piece where that is a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LogrusFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write_to_stderr(self.format(record) + "\n")
+
+
+def write_to_stderr(text: str) -> None:
+    """Also for a signal's handler, as it uses nothing that the code it interrupts may be in the middle of."""
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        _shorten(2)
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass  # a full /run: there is nowhere to say so
+
+
+def _shorten(fd: int) -> None:
+    """Throw away the older part of a file that has become long. What keeper or another worker write to it in the same
+    moment may be lost."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size <= _NODE_LOG_BYTES:
+        return
+    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = os.pread(reader, _NODE_LOG_KEPT_BYTES, status.st_size - _NODE_LOG_KEPT_BYTES)
+    finally:
+        os.close(reader)
+    os.ftruncate(fd, 0)
+    os.write(fd, end[end.find(b"\n") + 1 :])
+
+
 def log_to_stderr(level: str) -> None:
     """Send every line that belongs to no container to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogrusFormatter())
+    handler = StderrHandler()
     root = logging.getLogger("dunnage")
     root.handlers[:] = [handler]
     root.propagate = False

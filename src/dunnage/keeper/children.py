@@ -83,7 +83,12 @@ def become_program(
 
 
 def become_python(
-    name: str, run: Callable[[], int | None], *, keep: Iterable[int], attributes: Attributes, blocked: Iterable[int] = ()
+    name: str,
+    run: Callable[[], int | None],
+    *,
+    keep: Iterable[int],
+    attributes: Attributes,
+    blocked: Iterable[int] = (),
 ) -> NoReturn:
     """Run a function of the warm image with no fds but 0, 1, 2 and ``keep``; its result is the exit status.
 

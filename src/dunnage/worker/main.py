@@ -22,6 +22,7 @@ from dunnage.service.codes import translate
 from dunnage.service.node import SERVICE, NodeService, Served
 from dunnage.ttrpc.server import Server
 from dunnage.worker.control import ControlServer
+from dunnage.worker.dump import Dumps
 from dunnage.worker.groups import OtherWorkers, join_cgroup
 from dunnage.worker.launches import OOM_SCORE_LIMIT, Launches
 from dunnage.worker.recovery import recover
@@ -38,6 +39,8 @@ def main(argument: Any, inherited: Inherited) -> int:
     """Serve until the keeper says that it is over."""
     if "control" not in inherited.fds:
         return 0  # it came as the worker before it left, and was given no socket: whoever asked for it asks again
+    dumps = Dumps()
+    dumps.listen()
     logger = logging.getLogger("dunnage")
     try:
         settings = config.load()
@@ -47,11 +50,13 @@ def main(argument: Any, inherited: Inherited) -> int:
         settings = config.Config()
     log.log_to_stderr(settings.log_level)
     _give_way_to_containerd()
-    asyncio.run(_serve(argument, inherited, settings, logger))
+    asyncio.run(_serve(argument, inherited, settings, logger, dumps))
     return 0
 
 
-async def _serve(argument: Any, inherited: Inherited, settings: config.Config, logger: logging.Logger) -> None:
+async def _serve(
+    argument: Any, inherited: Inherited, settings: config.Config, logger: logging.Logger, dumps: Dumps
+) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _log_context(logger, context))
     keeper = Keeper(inherited)
@@ -62,6 +67,7 @@ async def _serve(argument: Any, inherited: Inherited, settings: config.Config, l
     failure = "" if is_node else _join(argument["cgroup"], logger)
     over = asyncio.Event()
     worker = Worker(keeper, settings, state=state, on_idle=None if is_node else over.set, log=logger)
+    dumps.worker = worker
     keeper.on_accept = lambda listener, name, fd: _accepted(worker, listener, name, fd)
     if is_node:
         keeper.on_child = worker.host.look_for_orphans

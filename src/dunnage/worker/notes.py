@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from dunnage.worker.journal import Journal
@@ -19,6 +21,15 @@ class Unanswered(NamedTuple):
     partial: tuple[bytes, ...] = ()
 
 
+class Pending(NamedTuple):
+    """A request without an answer, and when it came in the time of ``time.monotonic``; None: to a former worker."""
+
+    connection: str
+    stream_id: int
+    frame: bytes
+    noted_at: float | None
+
+
 class RequestNotes:
     """Writes each request to ``journal`` and strikes it out when it is answered."""
 
@@ -26,6 +37,7 @@ class RequestNotes:
         self._journal = journal
         self._requests: dict[str, dict[int, int]] = defaultdict(dict)
         self._partials: dict[str, list[int]] = defaultdict(list)
+        self._noted_at: dict[int, float] = {}
 
     def unanswered(self) -> dict[str, Unanswered]:
         """What the journal holds of a former worker, by connection; it is noted here as before."""
@@ -48,13 +60,24 @@ class RequestNotes:
             for connection in {*frames, *partials}
         }
 
+    def pending(self) -> Iterator[Pending]:
+        """What is served now, oldest first on each connection."""
+        live = self._journal.live
+        for connection, requests in self._requests.items():
+            for stream_id, number in requests.items():
+                if number in live:
+                    length, _ = _HEADER.unpack_from(live[number])
+                    frame = live[number][_HEADER.size + length :]
+                    yield Pending(connection, stream_id, frame, self._noted_at.get(number))
+
     def note(self, connection: str, stream_id: int, frame: bytes) -> None:
         before = self._requests[connection].get(stream_id)
-        self._requests[connection][stream_id] = self._append(connection, stream_id, frame)
+        noted = self._requests[connection][stream_id] = self._append(connection, stream_id, frame)
+        self._noted_at[noted] = time.monotonic()
         if before is not None:
-            self._journal.done(before)
+            self._done(before)
         for number in self._partials.pop(connection, ()):
-            self._journal.done(number)
+            self._done(number)
 
     def partial(self, connection: str, data: bytes) -> None:
         self._partials[connection].append(self._append(connection, 0, data))
@@ -62,11 +85,15 @@ class RequestNotes:
     def answered(self, connection: str, stream_id: int) -> None:
         number = self._requests[connection].pop(stream_id, None)
         if number is not None:
-            self._journal.done(number)
+            self._done(number)
 
     def disconnected(self, connection: str) -> None:
         for number in [*self._requests.pop(connection, {}).values(), *self._partials.pop(connection, ())]:
-            self._journal.done(number)
+            self._done(number)
+
+    def _done(self, number: int) -> None:
+        self._noted_at.pop(number, None)
+        self._journal.done(number)
 
     def _append(self, connection: str, stream_id: int, data: bytes) -> int:
         name = connection.encode()
