@@ -85,12 +85,14 @@ def test_a_failure_names_its_thing_once(capsys: pytest.CaptureFixture[str]) -> N
     complain(errors.NotFound("process already finished: not found"), "container web")
     complain(errors.NotFound("process already finished: not found"), "container process")
     complain(errors.InvalidArgument("container id 'a b' must be one word"), "container a b")
+    complain(errors.Error("crun did not terminate successfully: writing file: invalid\n\n"), "container web")
     complain(OSError(errno.ENOSPC, "No space left on device"))
     assert capsys.readouterr().err.splitlines() == [
         "dunnage: container web does not exist",
         "dunnage: container web: process already finished: not found",
         "dunnage: container process: process already finished: not found",
         "dunnage: container id 'a b' must be one word",
+        "dunnage: container web: crun did not terminate successfully: writing file: invalid",
         "dunnage: no space left on device",
     ]
 

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from dunnage.api import task_pb2
+from dunnage.api import anys, metrics_v1_pb2, options_pb2, task_pb2
 from dunnage.ttrpc.errors import Code, RpcError
 from dunnage.ttrpc.server import Call, Handler, Method, Server
 
@@ -32,11 +32,14 @@ class Child:
         self.process: asyncio.subprocess.Process | None = None
         self.stdin_writer: int | None = None
         self.sizes: list[tuple[int, int]] = []
+        self.is_paused = False
 
     @property
     def status(self) -> int:
         if self.process is None:
             return 1
+        if self.is_paused and self.process.returncode is None:
+            return 4
         return 2 if self.process.returncode is None else 3
 
     @property
@@ -91,6 +94,11 @@ class Shim:
         self.shut_down: list[str] = []
         self.refuse_create: RpcError | None = None
         self.refuse_delete: RpcError | None = None
+        self.refuse_checkpoint: RpcError | None = None
+        self.updated: list[task_pb2.UpdateTaskRequest] = []
+        self.checkpointed: list[tuple[task_pb2.CheckpointTaskRequest, int]] = []
+        """Every Checkpoint it got, and the status of the container then; it leaves a file in the directory."""
+        self.metrics: Message = metrics_v1_pb2.Metrics()
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         """What a method waits for before it does its work, by name."""
         methods: dict[str, tuple[type[Message], Handler]] = {
@@ -103,6 +111,11 @@ class Shim:
             "Delete": (task_pb2.DeleteRequest, self._delete),
             "CloseIO": (task_pb2.CloseIORequest, self._close_io),
             "ResizePty": (task_pb2.ResizePtyRequest, self._resize),
+            "Pause": (task_pb2.PauseRequest, self._pause),
+            "Resume": (task_pb2.ResumeRequest, self._resume),
+            "Update": (task_pb2.UpdateTaskRequest, self._update),
+            "Checkpoint": (task_pb2.CheckpointTaskRequest, self._checkpoint),
+            "Stats": (task_pb2.StatsRequest, self._stats),
             "Shutdown": (task_pb2.ShutdownRequest, self._shutdown),
         }
         table = {name: Method(request, self._after(name, handler)) for name, (request, handler) in methods.items()}
@@ -144,7 +157,7 @@ class Shim:
         return handle
 
     def _child(self, request: Any) -> Child:
-        child = self.children.get((request.id, request.exec_id))
+        child = self.children.get((request.id, getattr(request, "exec_id", "")))
         if child is None:
             raise RpcError(Code.NOT_FOUND, "container not created: not found")
         return child
@@ -213,6 +226,38 @@ class Shim:
     async def _resize(self, request: task_pb2.ResizePtyRequest, call: Call) -> Message:
         self._child(request).sizes.append((request.width, request.height))
         return Empty()
+
+    async def _pause(self, request: task_pb2.PauseRequest, call: Call) -> Message:
+        child = self._child(request)
+        if child.status != 2:
+            raise RpcError(Code.UNKNOWN, "cannot pause a paused container")
+        child.is_paused = True
+        return Empty()
+
+    async def _resume(self, request: task_pb2.ResumeRequest, call: Call) -> Message:
+        self._child(request).is_paused = False
+        return Empty()
+
+    async def _update(self, request: task_pb2.UpdateTaskRequest, call: Call) -> Message:
+        self._child(request)
+        self.updated.append(request)
+        return Empty()
+
+    async def _checkpoint(self, request: task_pb2.CheckpointTaskRequest, call: Call) -> Message:
+        child = self._child(request)
+        self.checkpointed.append((request, child.status))
+        (Path(request.path) / "inventory.img").touch()
+        if self.refuse_checkpoint is not None:
+            raise self.refuse_checkpoint
+        if options_pb2.CheckpointOptions.FromString(request.options.value).exit:
+            assert child.process is not None
+            child.process.kill()
+            await child.process.wait()
+        return Empty()
+
+    async def _stats(self, request: task_pb2.StatsRequest, call: Call) -> Message:
+        self._child(request)
+        return task_pb2.StatsResponse(stats=anys.pack_bare(self.metrics))
 
     async def _shutdown(self, request: task_pb2.ShutdownRequest, call: Call) -> Message:
         self.shut_down.append(request.id)

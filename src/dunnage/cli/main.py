@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # where the exit status is the container's command's, our own failure needs one that it seldom has (as with docker)
 OWN_FAILURE = 125
+VERBOSE = "DUNNAGE_VERBOSE"
+HINT = "hint: "
+"""What of an error's notes is said in any case (``client.failures``)."""
 
 _COMMANDS = {
     "run": ("dunnage.cli.run:run", "Run a command in a new container."),
@@ -88,10 +91,13 @@ class LazyGroup(click.Group):
     metavar="NAME",
     help="Where local containers have their names; ps, events and status show all.",
 )
+@click.option("--verbose", is_flag=True, envvar=VERBOSE, help="Of a failure of the runtime, say all that is known.")
 @click.pass_context
-def cli(context: click.Context, namespace: str) -> None:
+def cli(context: click.Context, namespace: str, verbose: bool) -> None:
     """Containers with a small, crash-only shim: under containerd, and without it."""
     context.obj = namespace
+    if verbose:
+        os.environ[VERBOSE] = "1"  # whatever complains looks there
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,7 +136,7 @@ def _end_by(error: OSError, status: int) -> NoReturn:
 
 def complain(error: errors.Error | OSError, thing: str = "") -> None:
     """Say on stderr what went wrong, with what where the error does not say it, and what is missing if it is root."""
-    text = str(error)
+    text = str(error).strip()  # a runtime's own words end as they please
     name = thing.partition(" ")[2]
     if thing not in text and repr(name) not in text:  # the name alone may be any word: "a", "process"
         text = f"{thing}: {text}"
@@ -139,6 +145,9 @@ def complain(error: errors.Error | OSError, thing: str = "") -> None:
     is_denied = isinstance(error, errors.PermissionDenied | PermissionError)
     hint = " (dunnage needs root)" if is_denied and os.geteuid() != 0 else ""
     say(f"{text}{hint}")
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(HINT) or os.environ.get(VERBOSE):
+            say(note)
 
 
 def say(text: str) -> None:

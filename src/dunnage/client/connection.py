@@ -40,7 +40,7 @@ _CLASSES: dict[int, type[errors.Error]] = {
 class Connection:
     """Calls to one service behind one socket. It connects when a call needs it.
 
-    `check` may say, by raising, why nobody answers there any more.
+    `check` may say, by raising, why nobody answers there any more; `explain` may add notes to what was answered.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class Connection:
         *,
         connect_timeout_s: float = _CONNECT_TIMEOUT_S,
         check: Callable[[], None] = lambda: None,
+        explain: Callable[[errors.Error], None] = lambda error: None,
     ) -> None:
         self.address = str(address)
         self._service = service
         self._connect_timeout_s = connect_timeout_s
         self._check = check
+        self._explain = explain
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
 
@@ -64,7 +66,9 @@ class Connection:
         try:
             return await client.call(self._service, method, request, response, timeout_s=timeout_s)
         except RpcError as error:
-            raise failure(error.code, error.message) from error
+            told = failure(error.code, error.message)
+            self._explain(told)
+            raise told from error
         except ConnectionClosed as error:
             self._check()
             raise errors.Unavailable(f"the worker at {self.address} closed the connection during {method}") from error

@@ -30,6 +30,7 @@ from dunnage.client.checkpoint import Saved, check_images
 from dunnage.client.connection import NODE_SERVICE, TASK_SERVICE, Connection
 from dunnage.client.container import DETACHED, Container, Process, pipes, stats_of
 from dunnage.client.creation import CREATE_TIMEOUT_S, Wish, undo_create, whole_path
+from dunnage.client.failures import explaining
 from dunnage.client.listing import NodeStatus, event, listed, node_status
 from dunnage.client.settings import Prepared, Settings, prepare
 from dunnage.client.stats import Stats
@@ -144,7 +145,8 @@ class Node:
         """A local container that is there already. Its streams are the worker's; `attach` gives them to us."""
         self._check_open()
         bundle = Bundle(self.state, self.namespace, id)
-        connection = Connection(bundle.read_address(), TASK_SERVICE, check=bundle.check_exists)
+        explain = explaining(bundle.path)
+        connection = Connection(bundle.read_address(), TASK_SERVICE, check=bundle.check_exists, explain=explain)
         streams = Streams(Stdio(), bundle.stdio_path, "")
         container = Container(bundle, connection, streams, started=True, on_close=self._opened.discard)
         self._opened.add(container)
@@ -272,7 +274,8 @@ class Node:
             streams = Streams(wish.stdio, bundle.stdio_path, "")
             streams.prepare()
             address = await launch.start(bundle.path, self.namespace, bundle.id, self._launcher)
-            connection = Connection(address, TASK_SERVICE, check=bundle.check_exists)
+            explain = explaining(bundle.path)
+            connection = Connection(address, TASK_SERVICE, check=bundle.check_exists, explain=explain)
             container = Container(bundle, connection, streams, on_close=self._opened.discard)
             await connection.call_to_its_end(
                 "Create",
@@ -309,20 +312,24 @@ class Node:
         detached = [exec_id for exec_id in one.execs if exec_id.startswith(DETACHED)]
         if not detached:
             return one
-        connection = Connection(_address_of(one), TASK_SERVICE)
         gone: set[str] = set()
         try:
-            for exec_id in detached:
-                process = Process(connection, one.id, exec_id, Streams(Stdio(), one.bundle, ""), started=True)
-                try:
-                    if (await process.state()).status is not Status.STOPPED:
-                        continue
-                    await process.delete()
-                except errors.NotFound:
-                    pass  # somebody else has deleted it, or the whole container
-                gone.add(exec_id)
-        except (errors.Unavailable, errors.DeadlineExceeded):
-            pass  # there is nobody just now to forget it; the next one who looks tries again
+            connection = Connection(_address_of(one), TASK_SERVICE)
+        except errors.NotFound:
+            return one._replace(execs=())  # it was removed in the meantime
+        try:
+            async with asyncio.timeout(_NODE_TIMEOUT_S):
+                for exec_id in detached:
+                    process = Process(connection, one.id, exec_id, Streams(Stdio(), one.bundle, ""), started=True)
+                    try:
+                        if (await process.state()).status is not Status.STOPPED:
+                            continue
+                        await process.delete()
+                    except errors.NotFound:
+                        pass  # somebody else has deleted it
+                    gone.add(exec_id)
+        except (errors.Error, TimeoutError):
+            pass  # it stays in the list: whoever looks next tries again
         finally:
             await connection.close()
         return one._replace(execs=tuple(exec_id for exec_id in one.execs if exec_id not in gone))
