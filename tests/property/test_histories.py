@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.property import life
 from tests.property.history import History
 
 from dunnage.cgroups.paths import V1Cgroup
@@ -23,7 +24,7 @@ from dunnage.container.process import Process
 from dunnage.container.telling import Telling
 
 HISTORIES = 5000
-LONGEST = 40  # steps
+LONGEST = 32  # steps
 NEEDED = {
     "a worker died",
     "a worker died in a call of the runtime",
@@ -51,6 +52,7 @@ Play = Callable[[bytes], History]
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     """Plays a history to its end; AssertionError where it may not be."""
     monkeypatch.setattr(cgroup, "cgroup_of", lambda pid, unified: V1Cgroup({}))  # no such process is on this host
+    monkeypatch.setattr(life.LOG, "disabled", True)
     loop = asyncio.new_event_loop()
 
     def run(choices: bytes) -> History:

@@ -6,6 +6,7 @@ Nothing happens here by itself: a history (``tests.property.history``) says what
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class World:
             case "pause" | "resume":
                 self.paused = call.verb == "pause"
             case "state":
-                call.output = '{"status": "%s"}' % self._status()
+                call.output = json.dumps({"status": self._status()})
             case "ps":
                 call.output = str([process.pid for process in self.alive])
         self._end(call, 0)
@@ -184,6 +185,8 @@ class World:
 
     def kill(self, call: RuntimeCall, *, late: bool) -> None:
         """By a signal: it takes back nothing. ``late``: after it has written the pid."""
+        if call.made is None and late:
+            self.appear(call)
         if call.made is not None:
             call.made.stray = True
             if late:
