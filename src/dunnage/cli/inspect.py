@@ -1,4 +1,4 @@
-"""`dunnage inspect`: everything about a container, as JSON."""
+"""`dunnage inspect`: everything about a container, as JSON, the stories of its failures included."""
 
 from __future__ import annotations
 
@@ -10,30 +10,53 @@ from typing import Any
 import click
 
 from dunnage import errors
+from dunnage.cli.ps import describe
 from dunnage.client import Node, State
+from dunnage.client.failures import read_failures
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
 @click.pass_context
 def inspect(context: click.Context, names: tuple[str, ...]) -> None:
-    """Show everything about the container NAME as a JSON object; for several NAMES, an array of them."""
+    """Show everything about the container NAME as a JSON object; for several NAMES, an array of them.
+
+    A NAME that no local container has is looked for among those of every containerd on this machine. `failures` has
+    the last things that went wrong: the step, the runtime's command with all that it logged and wrote, and a hint.
+    """
     found = asyncio.run(_inspect(context.obj, names))
     print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
 
 
 async def _inspect(namespace: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
     async with Node(namespace=namespace) as node:
-        found = []
-        for name in names:
-            container = await node.get(name)
-            record = asdict(container.record)
-            record["state"] = await _state(container)
-            record["bundle"] = str(container.bundle.path)
-            record["address"] = f"unix://{container.bundle.read_address()}"
-            record["spec"] = container.bundle.read_config()
-            found.append(record)
-        return found
+        return [await _inspect_one(node, name) for name in names]
+
+
+async def _inspect_one(node: Node, name: str) -> dict[str, Any]:
+    try:
+        container = await node.get(name)
+        record = asdict(container.record)
+    except errors.NotFound:
+        return await _inspect_others(node, name)
+    record["state"] = await _state(container)
+    record["bundle"] = str(container.bundle.path)
+    record["address"] = f"unix://{container.bundle.read_address()}"
+    record["spec"] = container.bundle.read_config()
+    record["failures"] = read_failures(container.bundle.path)
+    return record
+
+
+async def _inspect_others(node: Node, name: str) -> dict[str, Any]:
+    """A container that is no local one of the namespace. Raises NotFound; FailedPrecondition where there are more."""
+    found = [one for one in await node.containers() if one.id == name]
+    if not found:
+        raise errors.NotFound(f"container {name} does not exist")
+    if len(found) > 1:
+        where = ", ".join(f"{one.namespace} of {one.key}" for one in found)
+        raise errors.FailedPrecondition(f"container {name} is in several namespaces: {where}")
+    (one,) = found
+    return {**describe(one), "failures": read_failures(one.bundle)}
 
 
 async def _state(container: Any) -> dict[str, Any]:
