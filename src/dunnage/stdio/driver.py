@@ -82,12 +82,13 @@ class LogDriver:
         *,
         stdout: int,
         stderr: int,
+        called: str,
         of: str,
         log: logging.Logger,
         limits: Limits = LIMITS,
     ) -> LogDriver:
-        """Returns when it is ready. ``stdout`` and ``stderr`` are the read ends, and stay the caller's. Raises Error;
-        then nothing runs."""
+        """Returns when it is ready. ``stdout`` and ``stderr`` are the read ends, and stay the caller's. Raises Error,
+        which says that a ``called`` failed; then nothing runs."""
         for left in drivers.running():
             await cls(left, driver.program, of, log=log, limits=limits).wait_stopped()
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -111,7 +112,7 @@ class LogDriver:
             limit = f"within {limits.ready_s:g} s"
             raise errors.DeadlineExceeded(f"logging binary {driver.program} was not ready {limit}") from error
         except OSError as error:
-            raise errors.Error(f"failed to start binary process: {error.strerror}") from error
+            raise errors.Error(f"failed to start {called} process: {error.strerror}") from error
         finally:
             os.close(reading)
         return started

@@ -440,8 +440,9 @@ class ProcessIO:
             self.runtime_fds = (runtime[0], runtime[1], runtime[2])
         stdout, stderr = self._drivers_ends
         of = self._name.removeprefix("io:")
+        called = "logging binary" if self.plan.terminal else "binary"  # containerd's words
         self._driver = await LogDriver.start(
-            driver, drivers, stdout=stdout, stderr=stderr, of=of, log=self._log, limits=limits
+            driver, drivers, stdout=stdout, stderr=stderr, called=called, of=of, log=self._log, limits=limits
         )
 
     def _take_driver(self, driver: Driver, drivers: Drivers, limits: Limits) -> None:
