@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -192,37 +193,36 @@ def test_no_descriptor_stays_open(bundle: Bundle) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.fixture
-def node_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file that is stderr for as long as the test lasts, opened as the launcher opens it."""
-    path = tmp_path / "node-log"
+@contextmanager
+def stderr_is(path: Path) -> Iterator[None]:
+    """A file, opened as the launcher opens the node's log."""
     stderr = os.dup(2)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 2)
     os.close(file)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def test_a_node_s_log_that_becomes_long_keeps_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes its lines away, and it lies in memory; while containerd is away all lines of containers go there."""
     monkeypatch.setattr(log_module, "_NODE_LOG_BYTES", 10_000)
     monkeypatch.setattr(log_module, "_NODE_LOG_KEPT_BYTES", 1_000)
-    yield path
-    os.dup2(stderr, 2)
-    os.close(stderr)
-
-
-def test_a_node_s_log_that_becomes_long_keeps_its_end(node_log: Path) -> None:
-    """Nobody takes its lines away, and it lies in memory; while containerd is away all lines of containers go there."""
+    path = tmp_path / "node-log"
     longest = 0
-    for number in range(1000):
-        write_to_stderr(f"line {number} {'x' * 50}\n")
-        longest = max(longest, node_log.stat().st_size)
+    with stderr_is(path):
+        for number in range(1000):
+            write_to_stderr(f"line {number} {'x' * 50}\n")
+            longest = max(longest, path.stat().st_size)
     assert 10_000 < longest < 10_100
-    lines = node_log.read_text().splitlines()
-    numbers = [int(line.split()[1]) for line in lines]
+    numbers = [int(line.split()[1]) for line in path.read_text().splitlines()]
     assert numbers == list(range(numbers[0], 1000)), "whole lines, in their order, up to the last"
     assert len(numbers) >= 10
 
 
-def test_a_node_s_log_that_cannot_be_written_stops_nobody(node_log: Path) -> None:
-    full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, 2)
-    os.close(full)
-    write_to_stderr("lost\n")
-    assert node_log.read_text() == ""
+def test_a_node_s_log_that_cannot_be_written_stops_nobody() -> None:
+    with stderr_is(Path("/dev/full")):
+        write_to_stderr("lost\n")
