@@ -15,7 +15,8 @@ from tests.client.conftest import LAUNCHER
 from tests.client.shim import Shim
 
 from dunnage import errors
-from dunnage.client import Settings, Stdio, pipes
+from dunnage.api import metrics_v1_pb2
+from dunnage.client import Resources, Settings, Status, Stdio, pipes
 from dunnage.client.sync import Node
 
 
@@ -120,3 +121,21 @@ def test_threads_may_share_a_node(node: Node) -> None:
     for thread in threads:
         thread.join()
     assert found == {number: f"{number}\n".encode() for number in range(4)}
+
+
+def test_a_container_is_frozen_limited_measured_and_written_down(node: Node, shim: Shim, tmp_path: Path) -> None:
+    container = node.create(Settings(args=["/bin/sleep", "1000"], rootfs=Path("/")), id="web", stdio=Stdio())
+    container.start()
+    container.pause()
+    assert container.state().status is Status.PAUSED
+    container.resume()
+    container.update(Resources(pids=7))
+    assert [request.resources.value for request in shim.updated] == [b'{"pids": {"limit": 7}}']
+    shim.metrics = metrics_v1_pb2.Metrics(pids=metrics_v1_pb2.PidsStat(current=3))
+    assert container.stats().pids.current == 3
+    container.checkpoint(tmp_path / "images", exit=True)
+    assert container.wait().status == 137
+    container.remove()
+    again = node.restore(tmp_path / "images", detached=True)
+    assert (again.id, shim.created[-1].checkpoint) == ("web", str(tmp_path / "images"))
+    again.remove()

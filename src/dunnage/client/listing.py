@@ -44,6 +44,7 @@ def listed(key: str, one: node_pb2.Container) -> Listed:
         created_at=read_time(one.created_at),
         exited_at=read_time(one.exited_at) if status is Status.STOPPED else None,
         execs=tuple(one.exec_ids),
+        address=one.address.removeprefix("unix://"),
     )
 
 

@@ -199,9 +199,11 @@ class Node:
         return [listed(key, one) for key, answer in answers for one in answer.containers]
 
     async def stats(self, one: Listed) -> Stats:
-        """What a container of any key has used so far; NotFound where it is gone."""
+        """What a container of any key has used so far; NotFound or Unavailable where it is gone."""
         self._check_open()
-        connection = Connection(_address_of(one), TASK_SERVICE)
+        if not one.address:
+            raise errors.NotFound(f"container {one.id} has no worker any more")
+        connection = Connection(one.address, TASK_SERVICE)
         try:
             return await stats_of(connection, one.id)
         finally:
@@ -313,10 +315,7 @@ class Node:
         if not detached:
             return one
         gone: set[str] = set()
-        try:
-            connection = Connection(_address_of(one), TASK_SERVICE)
-        except errors.NotFound:
-            return one._replace(execs=())  # it was removed in the meantime
+        connection = Connection(one.address, TASK_SERVICE)
         try:
             async with asyncio.timeout(_NODE_TIMEOUT_S):
                 for exec_id in detached:
@@ -369,13 +368,6 @@ class Node:
         except errors.Error as error:
             raise errors.FailedPrecondition(f"{reason}; and cleaning up after it failed: {error}") from error
         bundle.remove()
-
-
-def _address_of(one: Listed) -> str:
-    try:
-        return (one.bundle / "address").read_text().strip().removeprefix("unix://")
-    except OSError as error:
-        raise errors.NotFound(f"container {one.id} does not exist") from error
 
 
 async def _communicate(process: Process, stdin: bytes) -> Finished:

@@ -87,6 +87,8 @@ class Listed(NamedTuple):
     created_at: datetime | None = None
     exited_at: datetime | None = None
     execs: tuple[str, ...] = ()
+    address: str = ""
+    """The path of the socket where its worker serves it; empty where it has none."""
 
 
 class Event(NamedTuple):
