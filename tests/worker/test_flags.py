@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dunnage.worker.flags import FlagError, Flags, parse, require_namespace, usage
+from dunnage.worker.flags import FlagError, Flags, parse, require_namespace, runtime_name, usage
 
 SHIM = "/usr/local/bin/containerd-shim-dunnage-v2"
 
@@ -115,3 +115,17 @@ def test_an_empty_namespace_is_refused() -> None:
         require_namespace(Flags(id="c"))
     assert caught.value.status == 1
     assert caught.value.stderr == "io.containerd.dunnage.v2: shim namespace cannot be empty"
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("/usr/bin/containerd-shim-dunnage-v2", "io.containerd.dunnage.v2"),
+        ("/opt/drop-in/containerd-shim-runc-v2", "io.containerd.runc.v2"),
+        ("containerd-shim-runc-v1", "io.containerd.runc.v1"),
+        ("/opt/shims/mine", "io.containerd.dunnage.v2"),
+        ("containerd-shim-runc-v2.old", "io.containerd.dunnage.v2"),
+    ],
+)
+def test_a_shim_answers_as_the_runtime_that_it_is_called_for(program: str, name: str) -> None:
+    assert runtime_name(program) == name

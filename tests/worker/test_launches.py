@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
-import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
 from tests.worker.house import House, open_house
 
-from dunnage.api import options_pb2, task_pb2
-from dunnage.api.anys import pack_bare
-from dunnage.api.runtime_info_pb2 import RuntimeInfo
+from dunnage.api import task_pb2
 from dunnage.container.container import Container
 from dunnage.container.facts import IO
 from dunnage.container.group import Group
@@ -40,64 +34,6 @@ def perform(directory: Path, rootfs: Path, scenario: Callable[[House], Awaitable
             await scenario(house)
 
     asyncio.run(whole())
-
-
-def test_info_says_what_the_runtime_of_the_options_can_do(directory: Path, rootfs: Path) -> None:
-    runtime = shutil.which("crun") or ""
-    printed = subprocess.run([runtime, "features"], capture_output=True, check=False)
-    options = pack_bare(options_pb2.Options(binary_name=runtime))
-
-    async def scenario(house: House) -> None:
-        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
-        assert answer.status == 0, answer
-        info = RuntimeInfo.FromString(answer.stdout)
-        assert info.name == "io.containerd.dunnage.v2"
-        assert info.options == options
-        if printed.returncode == 0:
-            assert json.loads(info.features.value) == json.loads(printed.stdout)
-        else:
-            assert info.features == AnyMessage()
-
-    perform(directory, rootfs, scenario)
-
-
-def test_info_of_a_runtime_with_features_passes_them_on(directory: Path, rootfs: Path) -> None:
-    runtime = directory / "able"
-    runtime.write_text('#!/bin/sh\n[ "$1" = features ] && echo \'{"ociVersionMin": "1.0.0"}\'\n')
-    runtime.chmod(0o755)
-    options = pack_bare(options_pb2.Options(binary_name=str(runtime)))
-
-    async def scenario(house: House) -> None:
-        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
-        info = RuntimeInfo.FromString(answer.stdout)
-        assert info.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
-        assert json.loads(info.features.value) == {"ociVersionMin": "1.0.0"}
-
-    perform(directory, rootfs, scenario)
-
-
-def test_info_of_a_runtime_that_cannot_be_run_is_without_features(directory: Path, rootfs: Path) -> None:
-    runtime = directory / "empty"
-    runtime.touch(0o755)
-    options = pack_bare(options_pb2.Options(binary_name=str(runtime)))
-
-    async def scenario(house: House) -> None:
-        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
-        assert answer.status == 0, answer
-        assert RuntimeInfo.FromString(answer.stdout).features == AnyMessage()
-
-    perform(directory, rootfs, scenario)
-
-
-def test_info_of_a_missing_runtime_names_it(directory: Path, rootfs: Path) -> None:
-    options = pack_bare(options_pb2.Options(binary_name="no-runc"))
-
-    async def scenario(house: House) -> None:
-        answer = await house.launch("", "c1", flags=["-info"], stdin=options.SerializeToString())
-        assert answer.status == 1
-        assert b'failed to look up the path of "no-runc"' in answer.stderr
-
-    perform(directory, rootfs, scenario)
 
 
 @pytest.mark.parametrize("annotations", [3, ["x"], {"io.kubernetes.cri.sandbox-id": 1}])

@@ -6,12 +6,15 @@ or after ``--``. A flag given twice counts the last time. What Go refuses is ref
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dunnage.errors import InvalidArgument
 
 RUNTIME_NAME = "io.containerd.dunnage.v2"
+_PROGRAM = re.compile(r"containerd-shim-([^.-]+)-(v[0-9]+)")
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -108,6 +111,13 @@ def require_namespace(flags: Flags) -> None:
     if not flags.namespace:
         message = "shim namespace cannot be empty"
         raise FlagError(message, status=1, stderr=f"{RUNTIME_NAME}: {message}")
+
+
+def runtime_name(program: str) -> str:
+    """What containerd calls the runtime whose shim is called so (shim v2, §1.11): a drop-in answers as what it is put
+    in for."""
+    found = _PROGRAM.fullmatch(os.path.basename(program))
+    return RUNTIME_NAME if found is None else f"io.containerd.{found[1]}.{found[2]}"
 
 
 def usage(program: str) -> str:

@@ -38,6 +38,8 @@ KILLED_STATUS = 137
 NO_PID = 0xFFFF_FFFF  # upstream's -1 on the wire
 OOM_SCORE_LIMIT = 1000
 _DELETE_TIMEOUT_S = 4.0  # containerd allows 5 for the whole delete
+_FEATURES_TIMEOUT_S = 4.0  # a Create may wait for it
+_FEATURES_BYTES = 1 << 20  # what is longer is cut, and so is no JSON any more
 
 
 class Launches:
@@ -90,14 +92,14 @@ class Launches:
     # info
 
     async def _info(self, request: LaunchRequest) -> bytes:
-        info = runtime_info_pb2.RuntimeInfo(name=shim_flags.RUNTIME_NAME)
-        info.version.version = dunnage.__version__
+        info = runtime_info_pb2.RuntimeInfo(name=shim_flags.runtime_name(request.argv[0]))
+        info.version.version = info.version.revision = dunnage.__version__
         command = self._worker.config.runtime
         if request.stdin:
             options = _options(request.stdin)
             info.options.CopyFrom(options)
             command = (await read_options(options, self._worker.host.read_file)).binary_name or command
-        path = shutil.which(command, path=request.env.get("PATH"))
+        path = shutil.which(command, path=request.env.get("PATH", os.defpath))
         if path is None:
             raise NotFound(f'failed to look up the path of "{command}": executable file not found in $PATH')
         features = await self._features(path, request)
@@ -107,7 +109,7 @@ class Launches:
         return info.SerializeToString()
 
     async def _features(self, path: str, request: LaunchRequest) -> bytes:
-        """What ``<runtime> features`` prints; nothing where the runtime has no such command."""
+        """What ``<runtime> features`` prints; nothing where the runtime has no such command, or prints no features."""
         output = os.memfd_create("dunnage features", os.MFD_CLOEXEC)
         try:
             exit = await self._worker.host.run(
@@ -117,17 +119,21 @@ class Launches:
                 cwd="/",
                 fds={1: output},
                 attributes=Attributes.of(request.pid),
-                deadline_s=_DELETE_TIMEOUT_S,
+                deadline_s=_FEATURES_TIMEOUT_S,
             )
-            return os.pread(output, 1 << 20, 0) if exit.code == 0 else b""
+            features = os.pread(output, _FEATURES_BYTES, 0) if exit.code == 0 else b""
+            if features and not isinstance(json.loads(features), dict):
+                raise ValueError("not a JSON object")
+            return features
         except TimeoutError:
-            self._log.warning("%s features did not end within %g s", path, _DELETE_TIMEOUT_S)
-            return b""
+            self._log.warning("%s features did not end within %g s", path, _FEATURES_TIMEOUT_S)
         except OSError as error:
             self._log.warning("%s features cannot be run: %s", path, error)
-            return b""
+        except ValueError as error:
+            self._log.warning("%s features prints none: %s", path, error)
         finally:
             os.close(output)
+        return b""
 
     # start
 
