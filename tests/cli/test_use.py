@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from dunnage import errors
 from dunnage.cli import stats as stats_command
 from dunnage.cli.checkpoint import restore
-from dunnage.cli.run import _say_if_out_of_memory
+from dunnage.cli.memory import say_if_out_of_memory
 from dunnage.cli.sizes import size_text
 from dunnage.cli.stats import Use, describe, rows_of
 from dunnage.cli.update import update
@@ -142,8 +142,10 @@ def test_who_ran_out_of_memory_is_said(
                 raise stats
             return stats
 
-    asyncio.run(_say_if_out_of_memory(cast(Container, Web())))
+    asyncio.run(say_if_out_of_memory(cast(Container, Web()), 137))
     assert capsys.readouterr().err == said
+    asyncio.run(say_if_out_of_memory(cast(Container, Web()), 1))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

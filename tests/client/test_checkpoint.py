@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.client.shim import Shim
 
 from dunnage import errors
 from dunnage.api import options_pb2
-from dunnage.client import Container, Node, Settings, Stdio
+from dunnage.client import Container, Node, Settings, Status, Stdio
 from dunnage.client.bundle import Bundle, Record
 from dunnage.client.checkpoint import Saved, copy_tree
 from dunnage.client.settings import HOST_ROOT
@@ -137,6 +138,33 @@ def test_what_is_the_last_of_a_container_stays(
         await container.remove(force=True)
 
     container_record = Record("web", "default", "", ["x"], HOST_ROOT, "runc", False, False)
+    with_shim(test)
+
+
+def test_what_it_changed_on_the_host_s_root_comes_along(
+    with_shim: WithShim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(node: Node, shim: Shim) -> None:
+        container = await started(node)
+        container.bundle.upper_path.mkdir(parents=True)
+        (container.bundle.upper_path / "changed").write_text("yes")
+        record = container.record
+        monkeypatch.setattr(Bundle, "read_record", lambda bundle: replace(record, root=HOST_ROOT))
+        await container.checkpoint(tmp_path / "one")
+        assert (shim.checkpointed[-1][1], (await container.state()).status) == (4, Status.RUNNING)
+        await container.pause()
+        await container.checkpoint(tmp_path / "two")
+        assert (await container.state()).status is Status.PAUSED, "it was paused before"
+        monkeypatch.undo()
+        saved = tmp_path / "two/bundle/client.json"
+        saved.write_text(json.dumps({**json.loads(saved.read_text()), "root": HOST_ROOT}))
+        again = await node.restore(tmp_path / "two", id="again")
+        assert (again.bundle.upper_path / "changed").read_text() == "yes"
+        (overlay,) = shim.created[-1].rootfs
+        assert f"upperdir={again.bundle.upper_path}" in overlay.options
+        await again.remove()
+        await container.remove(force=True)
+
     with_shim(test)
 
 

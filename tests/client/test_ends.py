@@ -16,7 +16,7 @@ from tests.client.conftest import LAUNCHER, Test
 from tests.client.shim import Shim
 
 from dunnage import errors
-from dunnage.client import Node, Settings, Stdio, pipes
+from dunnage.client import Node, Settings, Stdio, launch, pipes
 from dunnage.client.bundle import Bundle
 from dunnage.ttrpc.client import Client, dial
 from dunnage.ttrpc.errors import Code, RpcError
@@ -359,5 +359,22 @@ def test_a_runtime_s_path_is_ours_not_the_worker_s(with_shim: WithShim, monkeypa
         container = await node.create(Settings(args=["/bin/true"], rootfs=ROOT, runtime="./sbin/runc"))
         assert b"/usr/sbin/runc" in shim.created[0].options.value
         await container.remove()
+
+    with_shim(test)
+
+
+def test_a_dead_container_that_another_removes_just_now_is_removed(with_shim: WithShim, tmp_path: Path) -> None:
+    async def test(node: Node, shim: Shim) -> None:
+        bundle = Bundle(tmp_path, "default", "web")
+        with pytest.raises(errors.NotFound, match="container web does not exist"):
+            await launch.delete(bundle.path, "default", "web")
+        await node._remove_dead(bundle, errors.FailedPrecondition("container web was not completely created"))
+        bundle.make()
+        failing = Node(state=tmp_path, launcher=["/bin/false"])
+        with pytest.raises(errors.FailedPrecondition, match="not completely created; and cleaning up after it failed"):
+            await failing._remove_dead(bundle, errors.FailedPrecondition("container web was not completely created"))
+        with pytest.raises(FileNotFoundError):
+            await launch.delete(bundle.path, "default", "web", ["/no/such/launcher"])
+        bundle.remove()
 
     with_shim(test)

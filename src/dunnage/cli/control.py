@@ -10,6 +10,7 @@ import click
 
 from dunnage import errors
 from dunnage.cli.main import complain
+from dunnage.cli.memory import say_if_out_of_memory
 from dunnage.client import Node
 
 
@@ -59,7 +60,10 @@ def wait(context: click.Context, names: tuple[str, ...]) -> None:
     """Wait until the containers NAMES have ended, and print their exit statuses, one a line."""
 
     async def wait_for(node: Node, name: str) -> None:
-        print((await (await node.get(name)).wait()).status, flush=True)
+        container = await node.get(name)
+        status = (await container.wait()).status
+        print(status, flush=True)
+        await say_if_out_of_memory(container, status)
 
     context.exit(asyncio.run(each(context.obj, names, wait_for)))
 

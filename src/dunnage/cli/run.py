@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,13 +14,10 @@ import click
 
 from dunnage import errors
 from dunnage.cli.foreground import failing_as_docker_does, own_streams, run_in_foreground
-from dunnage.cli.main import say
-from dunnage.cli.signals import SIGNALLED, Signals, run_with_signals
-from dunnage.cli.sizes import size_text
+from dunnage.cli.memory import say_if_out_of_memory
+from dunnage.cli.signals import Signals, run_with_signals
 from dunnage.client import Container, Node, Settings
 from dunnage.spec import parse_cpus, parse_memory
-
-_KILLED = SIGNALLED + signal.SIGKILL
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -154,8 +150,7 @@ async def run_here(namespace: str, make: Callable[[Node], Awaitable[Container]],
         except BaseException:
             await container.remove(force=True)
             raise
-        if status == _KILLED:
-            await _say_if_out_of_memory(container)
+        await say_if_out_of_memory(container, status)
         if remove:
             await container.remove()
         return status
@@ -180,17 +175,6 @@ async def run_detached(
             _remove_when_stopped(namespace, container.id)
         print(container.id, flush=True)
         return 0
-
-
-async def _say_if_out_of_memory(container: Container) -> None:
-    try:
-        memory = (await container.stats()).memory
-    except errors.Error:
-        return  # its exit status is all that is known then
-    if memory.oom_kills:
-        limit = "" if memory.limit_bytes is None else f" (limit {size_text(memory.limit_bytes)})"
-        killed = "one process" if memory.oom_kills == 1 else f"{memory.oom_kills} processes"
-        say(f"container {container.id} ran out of memory{limit}: the kernel killed {killed} of it")
 
 
 async def _remove_if_not_running(container: Container) -> None:

@@ -366,6 +366,8 @@ class Node:
         try:
             await launch.delete(bundle.path, self.namespace, bundle.id, self._launcher)
         except errors.Error as error:
+            if not bundle.exists:
+                return  # somebody else was faster
             raise errors.FailedPrecondition(f"{reason}; and cleaning up after it failed: {error}") from error
         bundle.remove()
 
