@@ -22,7 +22,7 @@ import pytest
 from dunnage.container.bundle import Bundle
 from dunnage.container.facts import Mount
 from dunnage.container.host import Death
-from dunnage.errors import DeadlineExceeded, Error
+from dunnage.errors import DeadlineExceeded, Error, InvalidArgument
 from dunnage.keeper.client import Exit, Inherited, Keeper, Unclaimed
 from dunnage.linux.attributes import Attributes
 from dunnage.stdio import PipeBudget
@@ -173,6 +173,28 @@ class Scene:
         self.host.recovered()
         for pid in json.loads((self.state / "told").read_text()):
             await self.wait_reaped(pid)
+
+    async def scenario_a_file_is_read_where_that_may_hang(self) -> None:
+        path = self.state / "file"
+        path.write_bytes(b"a\xffb")
+        assert await self.host.read_file(str(path)) == b"a\xffb"
+        path.write_bytes(bytes(1 << 20))
+        assert await self.host.read_file(str(path)) == bytes(1 << 20)
+        path.write_bytes(bytes((1 << 20) + 1))
+        os.mkfifo(self.state / "fifo")
+        for name, reason in (
+            ("none", "no such file or directory"),
+            ("file/x", "not a directory"),
+            ("", "it is not a regular file"),
+            ("fifo", "it is not a regular file"),
+            ("file", "it is longer than 1048576 bytes"),
+        ):
+            with pytest.raises(InvalidArgument, match=rf"^{self.state}/{name} cannot be read: {reason}$"):
+                await self.host.read_file(f"{self.state}/{name}")
+        host_module.READ = "tests.worker.hosted:hang"
+        hangs = f"^reading {path} did not end within 0.2 s; process [0-9]+ hangs$"
+        with pytest.raises(DeadlineExceeded, match=hangs):
+            await self.host.read_file(str(path))
 
     async def scenario_a_death_is_told_before_the_process_is_reaped(self) -> None:
         child = await self.keeper.spawn(

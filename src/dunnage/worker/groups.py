@@ -173,14 +173,13 @@ async def _exchange(path: str, request: bytes) -> LaunchAnswer | None:
     return LaunchAnswer(Kind(kind), status, data[_ANSWER.size : end], data[end:])
 
 
-def join_cgroup(path: str) -> None:
+def join_cgroup(path: str, root: str = "/sys/fs/cgroup") -> None:
     """Put this process into a cgroup, in each hierarchy that has it (shim v2, §1.5.10). Error names the path."""
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        if not path.startswith("/") or os.path.normpath(path) != path or path.startswith("/sys/fs/cgroup"):
+    if os.path.exists(f"{root}/cgroup.controllers"):
+        if not path.startswith("/") or os.path.normpath(path) != path or path.startswith(root):
             raise Error(f"failed to load cgroup {path}: it is not a clean path below the cgroup mount")
-        directories = [f"/sys/fs/cgroup{path}"]
+        directories = [f"{root}{path}"]
     else:
-        root = "/sys/fs/cgroup"
         directories = [os.path.join(root, name, path.lstrip("/")) for name in sorted(os.listdir(root))]
         directories = [directory for directory in directories if os.path.exists(f"{directory}/cgroup.procs")]
         if not directories:
