@@ -185,7 +185,7 @@ class Scene:
         for name, reason in (
             ("none", "no such file or directory"),
             ("file/x", "not a directory"),
-            ("", "it is not a regular file"),
+            ("", "is a directory"),
             ("fifo", "it is not a regular file"),
             ("file", "it is longer than 1048576 bytes"),
         ):

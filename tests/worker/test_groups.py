@@ -50,5 +50,5 @@ def test_of_version_1_each_hierarchy_that_has_it_is_joined(tmp_path: Path, path:
     root = tree(tmp_path, ["memory/shims/a", "cpu/shims/a", "pids/shims", "unified/shims/a"])
     join_cgroup(path, str(root))
     assert joined(root) == ["cpu/shims/a", "memory/shims/a", "unified/shims/a"]
-    with pytest.raises(Error, match="^failed to load cgroup /none: no hierarchy has it$"):
+    with pytest.raises(Error, match=r"^failed to load cgroup /none: no hierarchy has it$"):
         join_cgroup("/none", str(root))
