@@ -5,9 +5,11 @@ A scene's namespace is a name that nothing else on the machine has, so whatever 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +37,7 @@ def processes(namespace: str, directory: Path) -> Iterator[tuple[int, str]]:
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
             cgroup = (entry / "cgroup").read_bytes()
-            cwd = os.readlink(entry / "cwd").encode()
+            cwd = os.readlink(os.fsencode(entry / "cwd"))
         except OSError:
             continue  # it is gone, or a zombie
         if any(mark in command or mark in cwd for mark in marks) or b"/" + marks[0] + b"/" in cgroup:
@@ -101,10 +103,20 @@ def _remove_directory(path: Path) -> None:
         pass  # it is not there, or a file of the hierarchy, or still in use: the next look will find it
 
 
-def _unmount(target: str) -> None:
-    import ctypes
+@contextmanager
+def tmpfs(directory: Path, size_bytes: int) -> Iterator[None]:
+    """A small one there, for as long as it lasts."""
+    target = os.fsencode(directory)
+    if ctypes.CDLL(None, use_errno=True).mount(b"tmpfs", target, b"tmpfs", 0, f"size={size_bytes}".encode()):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(directory))
+    try:
+        yield
+    finally:
+        _unmount(os.fspath(directory))
 
-    ctypes.CDLL(None, use_errno=True).umount2(target.encode(), _MNT_DETACH)
+
+def _unmount(target: str) -> None:
+    ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(target), _MNT_DETACH)
 
 
 _MNT_DETACH: Final = 2  # linux/fs.h

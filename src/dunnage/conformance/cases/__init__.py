@@ -8,11 +8,13 @@ from typing import Final
 from dunnage.conformance.case import Area, Case
 from dunnage.conformance.cases import (
     binary,
+    checkpoint,
     crash,
     events,
     exec_ids,
     exec_states,
     init_states,
+    limits,
     load,
     options,
     start,
@@ -35,7 +37,9 @@ AREAS: Final[Sequence[Area]] = (
     texts.AREA,
     options.AREA,
     wire.AREA,
+    limits.AREA,
     crash.AREA,
+    checkpoint.AREA,
 )
 
 
