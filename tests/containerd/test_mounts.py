@@ -43,6 +43,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root and 80 lower directories; the name has what needs an escape in mountinfo."""
     path = tmp_path_factory.mktemp("a stage")
     busybox_rootfs(path / "root")
+    (path / "root" / "out").symlink_to("../../../../sys")
+    (path / "root" / "nowhere").symlink_to(path)
     for number in range(80):
         (path / f"a-snapshot-with-a-name-of-some-length-{number}" / "fs").mkdir(parents=True)
     return path
@@ -77,6 +79,23 @@ REQUESTS: dict[str, Ask] = {
     "bad data": lambda stage, upper: [mount("tmpfs", "tmpfs", "size=64k", "huge=maybe")],
 }
 
+
+# what the Go shim of 1.6 does not know
+
+IDS = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]
+
+NEWER_REQUESTS: dict[str, Ask] = {
+    "target": lambda stage, upper: [mount("bind", stage / "root", "rbind"), mount("tmpfs", "t", "ro", target="/sys")],
+    "target by links": lambda stage, upper: [mount("bind", stage / "root", "rbind"), mount("tmpfs", "t", target="out")],
+    "missing target": lambda stage, upper: [
+        mount("bind", stage / "root", "rbind"),
+        mount("tmpfs", "t", "size=4k", "nodev", target="no/such"),
+    ],
+    "target that leads nowhere": lambda stage, upper: [
+        mount("bind", stage / "root", "rbind"),
+        mount("tmpfs", "t", target="nowhere"),
+    ],
+}
 
 # runc makes its devices there, also where the root is read-only
 DEVICES = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -133,17 +152,41 @@ def test_shims_make_the_same_of_a_request(
 ) -> None:
     if not NEWER_SHIM.exists():
         pytest.skip("needs the Go shim of a newer Debian: ./scripts/newer containerd")
-    made = []
+    made: list[dict[str, list[str] | str]] = []
     with Containerd(tmp_path_factory.mktemp("g"), go_shim, image_tar=image_tar) as others:
         for one, launcher in ((others, None), (others, NEWER_SHIM), (containerd, None)):
             with started(one, launcher) as (bundle, connection):
-                made.append({name: made_of(bundle, connection, ask, stage) for name, ask in REQUESTS.items()})
+                requests = {**REQUESTS, **NEWER_REQUESTS} if made else REQUESTS
+                made.append({name: made_of(bundle, connection, ask, stage) for name, ask in requests.items()})
     go, newer, own = made
     assert own == newer
     # Go's own words for a program that is not there were others then
     same = [name for name in REQUESTS if name != "no helper"]
     assert {name: without_the_story(own[name]) for name in same} == {name: without_the_story(go[name]) for name in same}
     assert [name for name in REQUESTS if not isinstance(go[name], str)] == list(REQUESTS)[:6]
+
+
+@pytest.mark.parametrize("kind", ["bind", "overlay"])
+def test_id_mapped_root_shows_the_same_owners(containerd: Containerd, stage: Path, tmp_path: Path, kind: str) -> None:
+    if not NEWER_SHIM.exists():
+        pytest.skip("needs the Go shim of a newer Debian: ./scripts/newer containerd")
+    owners = []
+    for launcher in (NEWER_SHIM, None):
+        upper = tmp_path / ("own" if launcher is None else "go")
+        for name in ("upper", "work"):
+            (upper / name).mkdir(parents=True)
+        options = ["rbind"] if kind == "bind" else [f"upperdir={upper}/upper", f"workdir={upper}/work"]
+        options += ["noexec"] if kind == "bind" else [f"lowerdir={stage}/root"]
+        with started(containerd, launcher) as (bundle, connection):
+            answer = connection.call("Create", bundle.create([mount(kind, stage / "root", *options, *IDS)]))
+            assert answer.code == 0, answer
+            status = (bundle.path / "rootfs/bin/busybox").stat()
+            owners.append((status.st_uid, status.st_gid))
+            assert len(bundle.mounts()) <= 2
+            assert connection.call("Delete", task_pb2.DeleteRequest(id="c1")).code == 0
+            assert bundle.mounts() == []
+    assert owners == [(100000, 200000)] * 2
+    assert (stage / "root/bin/busybox").stat().st_uid == 0
 
 
 # What hangs

@@ -56,6 +56,17 @@ def test_helper_mounts_with_what_the_launcher_handed_down(rootfs: Path, programs
     ]  # fmt: skip
 
 
+def test_helper_is_told_no_path_with_a_link_that_leads_out_of_the_rootfs(
+    rootfs: Path, programs: Programs, tmp_path: Path
+) -> None:
+    programs.write("mount.fuse", MOUNTS_TMPFS)
+    for place in (tmp_path / "outside", rootfs / "outside"):
+        place.mkdir()
+    (rootfs / "link").symlink_to("../../outside")
+    assert mount(rootfs, ("fuse.x", "s", "link", []), launch=programs.launch) == (0, "")
+    assert mounted(tmp_path) == [f"{rootfs}/outside"]
+
+
 def test_helper_is_looked_for_in_the_path_of_the_launcher(rootfs: Path, programs: Programs) -> None:
     assert mount(rootfs, ("fuse.x", "s", "", ["a"]), launch=programs.launch) == (
         1,

@@ -83,28 +83,30 @@ class _Making:
     def __init__(self, rootfs: str, launch: Mapping[str, Any] | None) -> None:
         self._rootfs = rootfs
         self._launch = launch
-        self._made: list[tuple[Place, str]] = []  # one for each mount, also of several at one place; and its path
+        self._made: list[Place] = []  # one for each mount, also of several at one place
 
     def make(self, fstype: str, source: str, inside: str, options: list[str]) -> None:
         """Raises Error; what was made by then is known to `undo`."""
         plan = mount_plan(fstype, source, options, page_bytes=resource.getpagesize())
-        target = os.path.join(self._rootfs, inside.strip("/")).rstrip("/")
         try:
             place = open_place(self._rootfs, inside)
         except OSError as error:
-            raise Error(f"mount target {quoted(target)}: {reason(error)}") from error
+            step = plan.steps[0] if plan.steps else Step(source, fstype, 0, "")
+            raise _failure(step, str(error.filename), error) from error
         except ValueError as error:  # it contains a zero byte
-            raise InvalidArgument(f"mount target {quoted(target)}: {error}") from error
+            raise InvalidArgument(f"mount target {quoted(inside)}: {error}") from error
         try:
             if plan.helper is not None:
-                self._by_helper(plan.helper, place, target)
+                self._by_helper(plan.helper, place)
             elif plan.id_map is None:
-                self._step_by_step(plan, source, place, target)
+                self._step_by_step(plan, source, place)
             else:
                 try:
-                    self._with_ids(plan, source, place, target)
+                    self._with_ids(plan, source, place)
                 except OSError as error:
-                    raise Error(f"id-mapped mount of {quoted(source)} on {quoted(target)}: {reason(error)}") from error
+                    raise Error(
+                        f"id-mapped mount of {quoted(source)} on {quoted(place.path)}: {reason(error)}"
+                    ) from error
         finally:
             place.close()  # it would keep busy what it lies in
 
@@ -113,51 +115,48 @@ class _Making:
         os.chdir("/")
         left = []
         while self._made:
-            place, target = self._made.pop()
+            place = self._made.pop()
             try:
-                unmount_at(place, target)
+                unmount_at(place)
             except Error as error:
                 left.append(str(error))
             finally:
                 place.close()
         return left
 
-    def _by_helper(self, helper: Helper, place: Place, target: str) -> None:
+    def _by_helper(self, helper: Helper, place: Place) -> None:
         env = os.environ if self._launch is None else self._launch["env"]
         if self._launch is not None:
             Attributes.from_json(self._launch["attributes"]).apply()
-        mount_by_helper(helper, target, env)
-        self._has_made(place, target)
+        mount_by_helper(helper, place.path, env)
+        self._has_made(place)
 
-    def _step_by_step(self, plan: Plan, source: str, place: Place, target: str) -> None:
+    def _step_by_step(self, plan: Plan, source: str, place: Place) -> None:
         with _source(plan, source) as actual:
             for step in plan.steps:
                 try:
                     _mount_at(place, step if plan.loop is None else step._replace(source=actual), plan.directory)
                 except OSError as error:
-                    raise Error(
-                        f"mount source: {quoted(step.source)}, target: {quoted(target)}, fstype: {step.fstype}, "
-                        f"flags: {step.flags}, data: {quoted(step.data)}, err: {reason(error)}"
-                    ) from error
+                    raise _failure(step, place.path, error) from error
                 if not step.flags & MS_REMOUNT:
-                    self._has_made(place, target)
+                    self._has_made(place)
                     if step.flags & MS_BIND:
                         _keep_to_itself(place, step.flags & MS_REC)
 
-    def _with_ids(self, plan: Plan, source: str, place: Place, target: str) -> None:
+    def _with_ids(self, plan: Plan, source: str, place: Place) -> None:
         """Other owners are shown by a copy of a mount. Nothing is mounted anywhere but at the target meanwhile, so that
         whatever fails, or dies, leaves nothing elsewhere."""
         assert plan.id_map is not None
         with idmap.user_namespace(plan.id_map) as namespace:
             if plan.directory is not None:
-                self._overlay_with_ids(plan, source, place, target, namespace)
+                self._overlay_with_ids(plan, source, place, namespace)
             elif plan.steps and plan.steps[0].flags & MS_BIND:
-                self._bind_with_ids(plan, source, place, target, namespace)
+                self._bind_with_ids(plan, source, place, namespace)
             else:
-                self._step_by_step(plan, source, place, target)
-                self._replace(place, target, 1, namespace)
+                self._step_by_step(plan, source, place)
+                self._replace(place, 1, namespace)
 
-    def _overlay_with_ids(self, plan: Plan, source: str, place: Place, target: str, namespace: int) -> None:
+    def _overlay_with_ids(self, plan: Plan, source: str, place: Place, namespace: int) -> None:
         """The lower directories are what is copied: the copy lies at the target, and the overlay over it, until a copy
         of the overlay takes their place."""
         assert plan.directory is not None
@@ -165,25 +164,25 @@ class _Making:
         try:
             with _copy(lower, recursive=True) as tree:
                 idmap.map_ids(tree, namespace, read_only=True)
-                self._attach(tree, place, target)
-                self._step_by_step(plan._replace(directory=f"/proc/self/fd/{tree}"), source, place, target)
+                self._attach(tree, place)
+                self._step_by_step(plan._replace(directory=f"/proc/self/fd/{tree}"), source, place)
                 os.chdir("/")
         finally:
             os.close(lower)
-        self._replace(place, target, 2, None)
+        self._replace(place, 2, None)
 
-    def _bind_with_ids(self, plan: Plan, source: str, place: Place, target: str, namespace: int) -> None:
+    def _bind_with_ids(self, plan: Plan, source: str, place: Place, namespace: int) -> None:
         bind, *rest = plan.steps
         origin = os.open(source, os.O_PATH | os.O_CLOEXEC)
         try:
             with _copy(origin, recursive=bool(bind.flags & MS_REC)) as tree:
                 idmap.map_ids(tree, namespace, read_only=False)
-                self._attach(tree, place, target)
+                self._attach(tree, place)
         finally:
             os.close(origin)
-        self._step_by_step(plan._replace(steps=tuple(rest)), source, place, target)
+        self._step_by_step(plan._replace(steps=tuple(rest)), source, place)
 
-    def _replace(self, place: Place, target: str, count: int, namespace: int | None) -> None:
+    def _replace(self, place: Place, count: int, namespace: int | None) -> None:
         """Put a copy of what is mounted there last, with its ids mapped, in the place of the ``count`` last mounts."""
         on_top = place.open()
         try:
@@ -191,28 +190,35 @@ class _Making:
                 if namespace is not None:
                     idmap.map_ids(tree, namespace, read_only=False)
                 for _ in range(count):
-                    self._take_off(target)
-                self._attach(tree, place, target)
+                    self._take_off()
+                self._attach(tree, place)
         finally:
             os.close(on_top)
 
-    def _attach(self, tree: int, place: Place, target: str) -> None:
+    def _attach(self, tree: int, place: Place) -> None:
         below = place.open()
         try:
             idmap.attach(tree, below)
         finally:
             os.close(below)
-        self._has_made(place, target)
+        self._has_made(place)
 
-    def _take_off(self, target: str) -> None:
-        place, _ = self._made.pop()
+    def _take_off(self) -> None:
+        place = self._made.pop()
         try:
-            unmount_at(place, target, flags=MNT_DETACH)
+            unmount_at(place, flags=MNT_DETACH)
         finally:
             place.close()
 
-    def _has_made(self, place: Place, target: str) -> None:
-        self._made.append((place.copy(), target))
+    def _has_made(self, place: Place) -> None:
+        self._made.append(place.copy())
+
+
+def _failure(step: Step, target: str, error: OSError) -> Error:
+    return Error(
+        f"mount source: {quoted(step.source)}, target: {quoted(target)}, fstype: {step.fstype}, "
+        f"flags: {step.flags}, data: {quoted(step.data)}, err: {reason(error)}"
+    )
 
 
 @contextmanager

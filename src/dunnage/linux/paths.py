@@ -12,17 +12,19 @@ MAX_LINKS = 40  # as the kernel's own walk
 
 
 class Place(NamedTuple):
-    """Where something can be mounted or unmounted: a directory (O_PATH) and a name in it."""
+    """Where something can be mounted or unmounted: a directory (O_PATH) and a name in it; and both as a path without
+    links, to be shown, or given to a program."""
 
     directory: int
     name: str
+    path: str
 
     def open(self) -> int:
         """What is there now, on top of all that is mounted (O_PATH)."""
         return os.open(self.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
 
     def copy(self) -> Place:
-        return Place(os.dup(self.directory), self.name)
+        return self._replace(directory=os.dup(self.directory))
 
     def close(self) -> None:
         os.close(self.directory)
@@ -57,31 +59,39 @@ def _step_down(fd: int, path: str, flags: int) -> int:
 
 
 def open_place(rootfs: str, target: str) -> Place:
-    """Where ``target`` lies inside ``rootfs``: links are followed, but none leads out of it."""
+    """Where ``target`` lies inside ``rootfs``: links are followed, but none leads out of it.
+
+    Raises OSError, whose filename is where it would lie.
+    """
     parent, name = os.path.split(rootfs)
-    stack = [Place(open_path(parent), name)]  # from the root down; ".." takes the last one off, but never the root
+    stack = [Place(open_path(parent), name, rootfs)]  # from the root down; ".." takes the last one off, not the root
     todo = _words(target)
     links = 0
     try:
         while todo:
-            word = todo.pop()
+            word = todo[-1]
             if word == "..":
+                todo.pop()
                 if len(stack) > 1:
                     stack.pop().close()
                 continue
-            stack.append(Place(_open_directory(stack[-1]), word))
+            stack.append(Place(_open_directory(stack[-1]), word, f"{stack[-1].path}/{word}"))
+            todo.pop()
             here = stack[-1].directory
             if not stat.S_ISLNK(os.stat(word, dir_fd=here, follow_symlinks=False).st_mode):
                 continue
             links += 1
             if links > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             link = os.readlink(word, dir_fd=here)
             kept = 1 if link.startswith("/") else len(stack) - 1
             while len(stack) > kept:
                 stack.pop().close()
             todo += _words(link)
         return stack.pop()
+    except OSError as error:
+        error.filename = "/".join([stack[-1].path, *reversed(todo)])
+        raise
     finally:
         for place in stack:
             place.close()

@@ -49,13 +49,13 @@ def _take_away(mounted: Mounted, env: Mapping[str, str]) -> str:
         return ""
     parent, name = os.path.split(mounted.path)
     try:
-        place = Place(open_path(parent), name)
+        place = Place(open_path(parent), name, mounted.path)
     except FileNotFoundError:
         return ""
     except OSError as error:
         return f"failed to unmount target {mounted.path}: {reason(error)}"
     try:
-        unmount_at(place, mounted.path)
+        unmount_at(place)
     except Error as error:
         return str(error)
     finally:
@@ -63,7 +63,7 @@ def _take_away(mounted: Mounted, env: Mapping[str, str]) -> str:
     return ""
 
 
-def unmount_at(place: Place, shown: str, *, flags: int = 0) -> None:
+def unmount_at(place: Place, *, flags: int = 0) -> None:
     """Take one mount off, if there is one. A busy one is tried again: a process that has been killed may still be in
     its exit. Raises Error."""
     path = c_char_p(os.fsencode(f"/proc/self/fd/{place.directory}/{place.name}"))
@@ -77,7 +77,7 @@ def unmount_at(place: Place, shown: str, *, flags: int = 0) -> None:
                 return
             tries += 1
             if error.errno != errno.EBUSY or tries == BUSY_TRIES:
-                raise Error(f"failed to unmount target {shown}: {reason(error)}") from error
+                raise Error(f"failed to unmount target {place.path}: {reason(error)}") from error
             time.sleep(BUSY_PAUSE_S)
 
 
