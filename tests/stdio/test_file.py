@@ -160,3 +160,41 @@ def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> 
     asyncio.run(scenario())
     for fd in kept:
         os.close(fd)
+
+
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_whoever_writes_to_a_file_appends(store: Store, tmp_path: Path, scheme: str) -> None:
+    """Two processes that log to one file leave each other's lines, and one that is cut short grows from its start."""
+    path = tmp_path / "log"
+    path.write_bytes(b"")
+    gates = []
+
+    async def begin(number: int) -> tuple[ProcessIO, int]:
+        made = plan("", f"{scheme}{path}", "", terminal=False)
+        io = await ProcessIO.open(made, keep=store, name=f"{NAME}{number}", log=LOG)
+        stdout = io.runtime_fds[1]
+        assert stdout is not None
+        gates.append(os.dup(stdout))
+        io.runtime_started()
+        io.start()
+        return io, gates[-1]
+
+    async def write(gate: int, line: bytes, expected: bytes) -> None:
+        os.write(gate, line)
+        async with asyncio.timeout(LIMIT_S):
+            while path.read_bytes() != expected:  # noqa: ASYNC110 - nothing tells of a file's growth
+                await asyncio.sleep(0.001)
+
+    async def scenario() -> None:
+        (one, first), (two, second) = [await begin(number) for number in (1, 2)]
+        await write(first, b"1 one\n", b"1 one\n")
+        await write(second, b"2 one\n", b"1 one\n2 one\n")
+        await write(first, b"1 two\n", b"1 one\n2 one\n1 two\n")
+        os.truncate(path, 0)
+        await write(second, b"2 two\n", b"2 two\n")
+        for io, gate in ((one, first), (two, second)):
+            os.close(gate)
+            assert await io.wait_drained(LIMIT_S)
+            io.close()
+
+    asyncio.run(scenario())
