@@ -419,11 +419,7 @@ def silence(directory: str) -> str:
 
 def keeper_pid(directory: str) -> str:
     """The pid in the lock file."""
-    try:
-        with open(f"{directory}/lock", "rb") as file:
-            return file.read(20).decode("ascii", "replace").strip() or "(unknown)"
-    except OSError:
-        return "(unknown)"
+    return (text_of(directory, "lock") or "(unknown)")[:20]
 
 
 def last_words(directory: str, log_at: int) -> str:
@@ -437,9 +433,9 @@ def last_words(directory: str, log_at: int) -> str:
         return f"its log cannot be read: {lowered(error)}"
 
 
-def lowered(error: OSError) -> str:
+def lowered(error: Exception) -> str:
     """The kernel's words, as Go writes them."""
-    return (error.strerror or str(error)).lower()
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def clean_up(flags: dict[str, str], runtime_deadline: float, deadline: float) -> Answer:
@@ -468,7 +464,7 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
     from subprocess import DEVNULL, Popen, TimeoutExpired
 
     options = bundle_options(bundle, warnings)
-    runtime = bundle_file(bundle, "runtime") or options.get("binary_name") or "runc"
+    runtime = text_of(bundle, "runtime") or options.get("binary_name") or "runc"
     root = options.get("root") or "/run/containerd/runc"
     argv = [runtime, "--root", f"{root}/{namespace}"]
     if os.path.isdir(bundle):
@@ -479,7 +475,7 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
     try:
         try:
             child = Popen(argv, env=env, stdin=DEVNULL, stdout=said, stderr=said, start_new_session=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: what no argument can be
             warnings.append(f"cannot run {runtime}: {lowered(error)}")
             return
         try:
@@ -499,33 +495,34 @@ def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
     """The text values of options.json; none where there is no such file, or half of one."""
     import json
 
-    if not (text := bundle_file(bundle, "options.json")):
+    if not (text := text_of(bundle, "options.json")):
         return {}
     try:
         found = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         warnings.append(f"{bundle}/options.json: {error}")
         return {}
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-def bundle_file(bundle: str, name: str) -> str:
-    """A small file's text; empty where there is none."""
+def text_of(directory: str, name: str) -> str | None:
+    """A small file's text; None where there is none: what else has that name is not waited for."""
     try:
-        with open(f"{bundle}/{name}", "rb") as file:
-            text = file.read(1 << 20)
+        fd = posix.open(f"{directory}/{name}", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
     except OSError:
-        return ""
-    return text.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()).strip()
+        return None
+    text = read_all(fd) if posix.fstat(fd).st_mode >> 12 == 8 else None  # a regular file
+    posix.close(fd)
+    return None if text is None else text.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()).strip()
 
 
 def init_pid(bundle: str, warnings: list[str]) -> int:
-    """The init's pid; without a file the number that upstream's −1 becomes on the wire."""
-    text = bundle_file(bundle, "init.pid")
-    if text.isascii() and text.isdecimal() and len(text) < 10:
+    """The init's pid; without a file the number that upstream's −1 becomes on the wire, and 0 where it says none."""
+    text = text_of(bundle, "init.pid")
+    if text and text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text)
     warnings.append(f"{bundle}/init.pid holds no pid")
-    return 4294967295
+    return 4294967295 if text is None else 0
 
 
 def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
@@ -534,12 +531,12 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
     import select
 
     rootfs = os.path.join(os.path.realpath(os.path.dirname(rootfs)), os.path.basename(rootfs))
-    if not (points := mount_points(rootfs)):
+    if not mount_points(rootfs):
         return
     child = os.fork()
     if child == 0:
         try:
-            os._exit(unmount_all(points))
+            os._exit(unmount_all(rootfs))
         finally:
             os._exit(255)
     pidfd = os.pidfd_open(child)
@@ -555,30 +552,30 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
         warnings.append(f"failed to unmount {rootfs}: {os.strerror(failure).lower()}")
 
 
-def unmount_all(points: list[str]) -> int:
-    """0, or the errno of the last mount that could not be unmounted; a busy one is detached."""
+def unmount_all(rootfs: str) -> int:
+    """0, or the errno of a mount that stays; a busy one is detached, with what lies in it."""
     import ctypes
 
     umount2 = ctypes.CDLL(None, use_errno=True).umount2
     detach, no_follow, failure = 2, 8, 0
-    for point in points:
+    for point in mount_points(rootfs):
         path = point.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
         if umount2(path, no_follow) and umount2(path, no_follow | detach):
             failure = ctypes.get_errno()
-    return failure
+    return failure if mount_points(rootfs) else 0
 
 
 def mount_points(rootfs: str) -> list[str]:
-    """The mount points at and below a path, the deepest first; one that is mounted over appears as often."""
+    """The mount points at and below a path, the last mounted first; one that is mounted over appears as often."""
     import re
 
-    found = []
-    with open("/proc/self/mountinfo", encoding=sys.getfilesystemencoding(), errors="surrogateescape") as file:
+    found, encoding, errors = [], sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+    with open("/proc/self/mountinfo", encoding=encoding, errors=errors, newline="\n") as file:
         for line in file:
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
             if point == rootfs or point.startswith(f"{rootfs}/"):
                 found.append(point)
-    return sorted(found, key=len, reverse=True)
+    return found[::-1]
 
 
 def delete_response(pid: int, exit_status: int) -> bytes:

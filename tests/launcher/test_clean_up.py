@@ -73,25 +73,6 @@ def test_the_bundle_is_found_beside_the_working_directory_by_id(room: Room) -> N
     assert response(done).pid == 12
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("options.json", '{"root": "/ru'),
-        ("options.json", "7"),
-        ("options.json", ""),
-        ("init.pid", "12a"),
-        ("init.pid", ""),
-    ],
-)
-def test_a_half_made_bundle_is_a_warning_at_most(room: Room, name: str, text: str) -> None:
-    runtime(room)
-    (room.bundle / name).write_text(text)
-    done = room.launch("delete")
-    assert response(done).pid == UNKNOWN_PID
-    assert called(room)[-1] == "c1"
-    assert b"init.pid holds no pid" in done.stderr
-
-
 def test_the_runtime_is_runc_where_none_is_named(room: Room) -> None:
     stub = runtime(room)
     (room.bundle / "runtime").write_text("")
@@ -146,18 +127,29 @@ def test_a_bundle_that_is_gone_is_no_obstacle(room: Room) -> None:
     assert "--log" not in called(room)
 
 
-def test_mounts_at_and_below_the_rootfs_are_unmounted(room: Room) -> None:
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        "mount -t tmpfs none $R && mount -t tmpfs none $R && mkdir $R/a && mount -t tmpfs none $R/a && cd $R/a",
+        "mount -t tmpfs none $R && mkdir $R/a && mount -t tmpfs none $R/a && mount -t tmpfs none $R",
+        "mkdir $R/a && mount -t tmpfs none $R/a && mkdir $R/a/b && mount --bind $R $R/a/b",
+        """mkdir "$(printf "$R/a \\\\ b\\r c\\n d\\t e")" && mount -t tmpfs none $R/a*""",
+        "i=0; while [ $i -lt 200 ]; do mount -t tmpfs none $R; i=$((i+1)); done",
+    ],
+    ids=["busy", "one hides another", "bound into itself", "strange names", "200 of them"],
+)
+def test_mounts_at_and_below_the_rootfs_are_unmounted(room: Room, mounts: str) -> None:
     runtime(room)
     rootfs = room.bundle / "rootfs"
     rootfs.mkdir()
     script = (
-        f"mount -t tmpfs none {rootfs} && mount -t tmpfs none {rootfs} && mkdir '{rootfs}/a b' && "
-        f"mount -t tmpfs none '{rootfs}/a b' && cd '{rootfs}/a b' && mkdir {rootfs}-not && "
-        f"mount -t tmpfs none {rootfs}-not && (cd {room.bundle} && {room.launcher} -namespace n -id c1 delete)"
-        f" > {room.top}/out && grep -c {rootfs} /proc/self/mountinfo"
+        f"R={rootfs}; mkdir $R-not && mount -t tmpfs none $R-not && {mounts} && "
+        f"(cd {room.bundle} && {room.launcher} -namespace n -id c1 delete) > {room.top}/out && "
+        f"grep -c $R /proc/self/mountinfo"
     )
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, timeout=30)
     assert done.stdout == b"1\n", done.stderr
+    assert b"unmount" not in done.stderr
     task_pb2.DeleteResponse.FromString((room.top / "out").read_bytes())
 
 
