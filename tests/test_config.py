@@ -28,13 +28,14 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
         runtime_root = "/run/elsewhere"
         log_level = "debug"
         runtime_timeout_s = 1
+        checkpoint_timeout_s = 1.5
         mount_timeout_s = 2.5
         io_drain_timeout_s = 3
         create_timeout_s = 4
         idle_exit_s = 86400
     """)
     found = config.load(str(tmp_path / "config.toml"))
-    assert found == Config("pod", "crun", "/run/elsewhere", "debug", 1.0, 2.5, 3.0, 4.0, 86400.0)
+    assert found == Config("pod", "crun", "/run/elsewhere", "debug", 1.0, 1.5, 2.5, 3.0, 4.0, 86400.0)
     changed = [
         field.name for field in dataclasses.fields(found) if getattr(found, field.name) != getattr(Config(), field.name)
     ]
@@ -44,7 +45,7 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("groups = 1", "unknown key groups; known are create_timeout_s, group, "),
+        ("groups = 1", "unknown key groups; known are checkpoint_timeout_s, create_timeout_s, group, "),
         ('group = "namespace"', "group is 'namespace'; it may be node, pod, container"),
         ("group = ['node']", "group is ['node']; it may be node, pod, container"),
         ('log_level = "trace"', "log_level is 'trace'; it may be debug, info, warning, error"),

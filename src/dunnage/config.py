@@ -22,7 +22,8 @@ class Config:
 
     ``group`` says how many workers serve a node: one (``node``), or one more per pod or per container.
     ``runtime`` is the OCI runtime where a container's options name none; ``runtime_root`` where it keeps its state.
-    ``runtime_timeout_s`` bounds every call to the runtime; ``mount_timeout_s`` every mount and unmount;
+    ``runtime_timeout_s`` bounds every call to the runtime but those that write or read a checkpoint, which
+    ``checkpoint_timeout_s`` does; ``mount_timeout_s`` every mount and unmount;
     ``io_drain_timeout_s`` how long a Delete waits for the last bytes of stdout and stderr;
     ``create_timeout_s`` after how long a ``start`` that no Create followed is dropped;
     ``idle_exit_s`` how long keeper and worker stay when nothing is left.
@@ -33,6 +34,7 @@ class Config:
     runtime_root: str = "/run/containerd/runc"
     log_level: LogLevel = "info"
     runtime_timeout_s: float = 120.0
+    checkpoint_timeout_s: float = 3600.0
     mount_timeout_s: float = 30.0
     io_drain_timeout_s: float = 10.0
     create_timeout_s: float = 120.0

@@ -168,7 +168,9 @@ class Bundle:
     def pid(self) -> int:
         return int(self.pid_file.read_text())
 
-    def make_runtime(self, command: str | None = None, deadline_s: float = 30) -> Runtime:
+    def make_runtime(
+        self, command: str | None = None, deadline_s: float = 30, checkpoint_deadline_s: float = 30
+    ) -> Runtime:
         return Runtime(
             command or self.command,
             root=str(self.root),
@@ -177,6 +179,7 @@ class Bundle:
             spawner=self.spawner,
             env=os.environ | {"NOTIFY_SOCKET": "/nowhere"},
             deadline_s=deadline_s,
+            checkpoint_deadline_s=checkpoint_deadline_s,
             scope="test",
         )
 

@@ -237,6 +237,22 @@ def test_a_call_that_does_not_end_is_a_deadline_that_names_it(make_bundle: Make,
     assert not list(bundle.directory.glob("process*"))
 
 
+def test_a_checkpoint_and_a_restore_have_a_deadline_of_their_own(make_bundle: Make, tmp_path: Path) -> None:
+    bundle = make_bundle(["true"])
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 100\n")
+    slow.chmod(0o755)
+    runtime = bundle.make_runtime(str(slow), deadline_s=0.1, checkpoint_deadline_s=0.2)
+    criu = arguments.Criu("/image")
+    restore = arguments.Restore(criu, str(bundle.directory), "init.pid")
+    with pytest.raises(errors.DeadlineExceeded, match=r"checkpoint of container .* did not end within 0\.2 s$"):
+        asyncio.run(runtime.checkpoint(bundle.container, arguments.Checkpoint(criu)))
+    with pytest.raises(errors.DeadlineExceeded, match=r"restore of container .* did not end within 0\.2 s$"):
+        asyncio.run(runtime.restore(bundle.container, restore))
+    with pytest.raises(errors.DeadlineExceeded, match=r"start of container .* did not end within 0\.1 s$"):
+        asyncio.run(runtime.start(bundle.container))
+
+
 def test_a_grandchild_that_keeps_the_output_open_does_not_hang_the_call(make_bundle: Make, tmp_path: Path) -> None:
     bundle = make_bundle(["true"])
     forking = tmp_path / "forking"

@@ -44,7 +44,12 @@ class Scene:
         handler.emit = self._note  # type: ignore[method-assign]  # a list
         log.addHandler(handler)
         self.host = KeeperHost(
-            self.keeper, pipe_budget=PipeBudget(), mount_timeout_s=0.2, runtime_timeout_s=LIMIT_S, log=log
+            self.keeper,
+            pipe_budget=PipeBudget(),
+            mount_timeout_s=0.2,
+            runtime_timeout_s=LIMIT_S,
+            checkpoint_timeout_s=LIMIT_S,
+            log=log,
         )
         self.keeper.on_child = self.host.look_for_orphans
         host_module._SWEEP_PAUSE_S = 0.2
@@ -311,6 +316,18 @@ class Scene:
         self.host.recovered()
         await self.wait_reaped(pid)
         assert self.logged == [f"process {pid} (runtime:default/c1:create) of a former worker hangs: it is abandoned"]
+
+    async def scenario_an_inherited_checkpoint_has_the_deadline_of_checkpoints(self) -> None:
+        if not self.keeper.children:
+            await self.keeper.spawn(
+                "runtime:default/c1:checkpoint", ["sleep", "100"], env={"PATH": os.defpath}, cwd="/", fds={}
+            )
+            die()
+        (pid,) = self.keeper.children
+        self.host._checkpoint_timeout_s = 0.1
+        await self.host.wait_inherited("runtime:default/c1:checkpoint")
+        self.host.recovered()
+        await self.wait_reaped(pid)
 
     async def scenario_an_inherited_mount_has_the_deadline_of_mounts(self) -> None:
         if not self.keeper.children:

@@ -24,6 +24,7 @@ from dunnage.runtime.failures import Call, CommandFailed, Log
 from dunnage.runtime.logs import Logs
 
 DEADLINE_S = 60.0
+CHECKPOINT_VERBS = ("checkpoint", "restore")
 OUTPUT_BYTES = 1 << 20
 """More output than this is cut: it is only told in errors, and `ps` of a hundred thousand processes fits."""
 
@@ -81,13 +82,16 @@ class Runtime:
         spawner: Spawner,
         env: Mapping[str, str],
         deadline_s: float = DEADLINE_S,
+        checkpoint_deadline_s: float = DEADLINE_S,
         scope: str = "",
         criu: str = "",
     ) -> None:
-        """``command`` is a path, or a name to be found in ``env``'s PATH; ``scope`` (a namespace) qualifies names."""
+        """``command`` is a path, or a name to be found in ``env``'s PATH; ``scope`` (a namespace) qualifies names.
+        ``checkpoint_deadline_s`` is for the calls that write or read all of a container's memory."""
         self.command = command
         self.log_path = log_path
         self.deadline_s = deadline_s
+        self.checkpoint_deadline_s = checkpoint_deadline_s
         self._globals = partial(arguments.Globals, root, systemd_cgroup=systemd_cgroup, criu=criu)
         self._logs = Logs(log_path)
         self._spawner = spawner
@@ -210,6 +214,7 @@ class Runtime:
             path = self.command if program is None and "/" in self.command else program
             argv = [path or self.command, *self._globals(log.path).argv(), *options.argv(container)]
             call = Call(options.verb, tuple(argv))
+            deadline_s = self.checkpoint_deadline_s if options.verb in CHECKPOINT_VERBS else self.deadline_s
             try:
                 if path is None:
                     raise FileNotFoundError
@@ -219,11 +224,11 @@ class Runtime:
                     env=self._env,
                     cwd=os.path.dirname(self.log_path),
                     fds=fds,
-                    deadline_s=self.deadline_s,
+                    deadline_s=deadline_s,
                 )
             except TimeoutError as reason:
                 what = f"{self.command} {options.verb} of container {container}"
-                text = f"{what} did not end within {self.deadline_s:g} s"
+                text = f"{what} did not end within {deadline_s:g} s"
                 hanging = f"{_content(stdout)}{reason}"  # it says which process
                 failure = CommandFailed(text, output=hanging, killed=True, call=call, log=log.read().text)
                 raise errors.DeadlineExceeded(text) from failure

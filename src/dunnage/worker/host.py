@@ -20,6 +20,7 @@ from dunnage.errors import DeadlineExceeded, Error, Unavailable
 from dunnage.keeper.client import Child, Exit, Keeper
 from dunnage.linux.attributes import Attributes
 from dunnage.linux.mount import mount_all, unmount_all
+from dunnage.runtime.client import CHECKPOINT_VERBS
 from dunnage.stdio import LogDriver, PipeBudget
 from dunnage.stdio.file import open_elsewhere
 from dunnage.worker import reading
@@ -113,6 +114,7 @@ class KeeperHost:
         pipe_budget: PipeBudget,
         mount_timeout_s: float,
         runtime_timeout_s: float,
+        checkpoint_timeout_s: float,
         log: logging.Logger,
     ) -> None:
         self.oom = open_oom_watch(log=log)
@@ -122,6 +124,7 @@ class KeeperHost:
         self.log = log
         self._mount_timeout_s = mount_timeout_s
         self._runtime_timeout_s = runtime_timeout_s
+        self._checkpoint_timeout_s = checkpoint_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._suspects: dict[int, _Suspect] = {}
@@ -228,8 +231,7 @@ class KeeperHost:
         """Wait for the calls of this name that a former worker began, and let go of them; the last one's status. One
         that hangs is killed."""
         status = None
-        is_of_runtime = call.startswith("runtime:")
-        deadline_s = self._runtime_timeout_s if is_of_runtime else self._mount_timeout_s
+        deadline_s = self._deadline_of(call)
         for pid, (name, over, watch) in list(self._inherited.items()):
             if name != call:
                 continue
@@ -245,6 +247,12 @@ class KeeperHost:
                     pass  # it ended just now
             self._inherited.pop(pid, None)
         return status
+
+    def _deadline_of(self, call: str) -> float:
+        if not call.startswith("runtime:"):
+            return self._mount_timeout_s
+        verb = call.rpartition(":")[2]
+        return self._checkpoint_timeout_s if verb in CHECKPOINT_VERBS else self._runtime_timeout_s
 
     @property
     def inherited_calls(self) -> Mapping[int, str]:

@@ -65,6 +65,7 @@ class Worker:
             pipe_budget=budget,
             mount_timeout_s=config.mount_timeout_s,
             runtime_timeout_s=config.runtime_timeout_s,
+            checkpoint_timeout_s=config.checkpoint_timeout_s,
             log=log,
         )
         self.notes = RequestNotes(Journal("journal:requests", keeper.store, keeper.fds.get("journal:requests")))
@@ -203,6 +204,7 @@ class Worker:
             spawner=ContainerSpawner(self.host, launch.attributes, core_peer=served.core_peer),
             env=launch.env,
             deadline_s=self.config.runtime_timeout_s,
+            checkpoint_deadline_s=self.config.checkpoint_timeout_s,
             scope=namespace,
         )
 
