@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 
@@ -263,8 +264,7 @@ class Launches:
                 await self._worker.host.unmount(f"{flags.namespace}/{flags.id}", bundle.rootfs)
             except Error as error:
                 self._log.warning("failed to cleanup rootfs mount of %s: %s", flags.id, error)
-        pid = _read_text(bundle, "init.pid") or ""
-        return Ended(int(pid) if pid.isdecimal() else NO_PID, KILLED_STATUS, time.time_ns())
+        return Ended(_read_pid(bundle), KILLED_STATUS, time.time_ns())
 
     def _served_by(self, flags: shim_flags.Flags, request: LaunchRequest) -> ServedGroup | None:
         try:
@@ -344,17 +344,27 @@ def _passed_on(request: LaunchRequest) -> LaunchRequest:
 
 
 def _read_text(bundle: Bundle, name: str) -> str | None:
+    """None where there is no such file; what else has that name, as a fifo, is not waited for."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=bundle.directory), encoding="utf-8") as file:
-            return file.read().strip()
+        with open(os.open(name, flags, dir_fd=bundle.directory), encoding="utf-8") as file:
+            return file.read().strip() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _read_pid(bundle: Bundle) -> int:
+    """As the launcher has it where it must do without a worker: 0 where the file says no pid."""
+    text = _read_text(bundle, "init.pid")
+    if text and text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    return NO_PID if text is None else 0
 
 
 def _read_options(bundle: Bundle) -> Mapping[str, object]:
     try:
         options = json.loads(_read_text(bundle, "options.json") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 
