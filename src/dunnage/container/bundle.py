@@ -106,7 +106,7 @@ class Bundle:
             spec = json.loads(self._read("config.json"))
         except OSError as error:
             raise InvalidArgument(f"{self.path}/config.json cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"{self.path}/config.json is not JSON: {error}") from error
         if not isinstance(spec, dict):
             raise InvalidArgument(f"{self.path}/config.json is not a JSON object")

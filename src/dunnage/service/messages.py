@@ -72,13 +72,7 @@ def mounts(messages: Iterable[mount_pb2.Mount]) -> tuple[Mount, ...]:
 
 def process_spec(packed: AnyMessage) -> dict[str, Any]:
     """The OCI Process of an Exec: JSON, whatever its type URL (shim v2, §3.3)."""
-    try:
-        spec = json.loads(packed.value)
-    except ValueError as error:
-        raise InvalidArgument(f"the process spec of an exec is not JSON: {error}") from error
-    if not isinstance(spec, dict):
-        raise InvalidArgument("the process spec of an exec is not a JSON object")
-    return spec
+    return _json_object(packed.value, "the process spec of an exec is")
 
 
 def checkpoint_options(packed: AnyMessage) -> CheckpointOptions:
@@ -93,12 +87,7 @@ def checkpoint_options(packed: AnyMessage) -> CheckpointOptions:
 
 def resources(packed: AnyMessage) -> bytes:
     """The OCI LinuxResources of an Update: JSON, whatever its type URL (shim v2, §3.3)."""
-    try:
-        value = json.loads(packed.value)
-    except ValueError as error:
-        raise InvalidArgument(f"the resources of an update are not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidArgument("the resources of an update are not a JSON object")
+    _json_object(packed.value, "the resources of an update are")
     return packed.value
 
 
@@ -143,6 +132,32 @@ def event(container_id: str, fact: Fact) -> Message:
                 exit_status=ended.status,
                 exited_at=timestamp(ended.exited_at),
             )
+
+
+def _json_object(text: bytes, what: str) -> dict[str, Any]:
+    """Raises InvalidArgument for text that is none, or nested so deep that it could not be written down again."""
+    try:
+        value = json.loads(text.decode())
+    except RecursionError as error:
+        raise InvalidArgument(f"{what} nested too deep") from error
+    except ValueError as error:
+        raise InvalidArgument(f"{what} not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{what} not a JSON object")
+    level: list[Any] = [value]
+    for _ in range(_JSON_DEPTH):
+        level = [
+            part
+            for parts in level
+            for part in (parts.values() if isinstance(parts, dict) else parts)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return value
+    raise InvalidArgument(f"{what} nested too deep")
+
+
+_JSON_DEPTH = 100  # the specification has ten; json takes about 990 less the depth of the stack
 
 
 def _task_io(io: IO) -> events_pb2.TaskIO:

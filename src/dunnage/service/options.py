@@ -78,7 +78,7 @@ def parse_table(text: bytes, where: str) -> Options:
     """Options in TOML. Raises InvalidArgument that begins with ``where`` and names key and fact."""
     try:
         table = tomllib.loads(text.decode())
-    except ValueError as error:  # TOML, or UTF-8
+    except (ValueError, RecursionError) as error:  # TOML, or UTF-8; nested too deep
         raise InvalidArgument(f"{where} is not TOML: {error}") from error
     values: dict[str, object] = {}
     for written, value in table.items():

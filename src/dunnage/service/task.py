@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -117,8 +118,9 @@ class TaskService:
         _check_id("container id", request.id)
         if call.replayed and request.id in self._group.containers:
             return task_pb2.CreateTaskResponse(pid=self._group.containers[request.id].init.pid)
-        if not os.path.isabs(request.bundle):
-            raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+        _check_path("bundle", request.bundle)
+        if request.checkpoint:
+            _check_path("checkpoint path", request.checkpoint)
         checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint if request.checkpoint else "")
         io = IO(request.stdin, request.stdout, request.stderr, request.terminal)
         self._group.begin_create(request.id)
@@ -186,16 +188,17 @@ class TaskService:
 
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest, call: Call) -> Empty:
         container = self._group.container(request.id)
-        if not os.path.isabs(request.path):
-            raise InvalidArgument(f"checkpoint path {request.path!r} is not an absolute path")
+        _check_path("checkpoint path", request.path)
         options = messages.checkpoint_options(request.options)
         await container.take_checkpoint(request.path, options, again=call.replayed)
         return Empty()
 
     async def kill(self, request: task_pb2.KillRequest, call: Call) -> Empty:
-        await self._group.container(request.id).kill(
-            request.exec_id, request.signal, everyone=request.all, again=call.replayed
-        )
+        container = self._group.container(request.id)
+        container.process(request.exec_id)  # who is unknown is named first
+        if request.signal > signal.SIGRTMAX:
+            raise InvalidArgument(f"signal {request.signal} does not exist")
+        await container.kill(request.exec_id, request.signal, everyone=request.all, again=call.replayed)
         return Empty()
 
     async def exec(self, request: task_pb2.ExecProcessRequest, call: Call) -> Empty:
@@ -285,3 +288,15 @@ def _ended(ended: Ended) -> dict[str, Any]:
 def _check_id(what: str, value: str) -> None:
     if not value or "/" in value or value in (".", "..") or "\0" in value:
         raise InvalidArgument(f"{what} {value!r} is not usable as a name")
+    if len(value.encode()) > _ID_BYTES:
+        raise InvalidArgument(f"{what} {value[:20]!r}… is longer than {_ID_BYTES} bytes")
+
+
+def _check_path(what: str, value: str) -> None:
+    if not os.path.isabs(value):
+        raise InvalidArgument(f"{what} {value!r} is not an absolute path")
+    if "\0" in value:
+        raise InvalidArgument(f"{what} {value!r} contains a zero byte")
+
+
+_ID_BYTES = 255 - len(".pid")  # both make file names; containerd's own limit is 76
