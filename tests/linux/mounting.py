@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from typing import Any
 
 from dunnage.linux.mount import mount_all, unmount_all
 from dunnage.linux.mount_table import mounts_below, unmount_order
+
+LIMIT_S = 20.0
 
 Entry = Callable[[Any, dict[str, int]], int]
 
@@ -25,6 +29,11 @@ def in_child(entry: Entry, argument: Any) -> tuple[int, str]:
             status = entry(argument, {"error": error})
         finally:
             os._exit(status)
+    pidfd = os.pidfd_open(pid)
+    ended = select.select([pidfd], [], [], LIMIT_S)[0]
+    os.close(pidfd)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     text = os.pread(error, 100_000, 0).decode()
     os.close(error)

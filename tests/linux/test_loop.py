@@ -30,7 +30,17 @@ def devices(image: Path) -> list[dict[str, Any]]:
         (["loop", "direct-io"], {"autoclear": True, "ro": False, "dio": True}),
     ],
 )
-def test_device_goes_with_its_mount(rootfs: Path, ext4_image: Path, options: list[str], flags: dict[str, bool]) -> None:
+@pytest.mark.parametrize("kernel", ["new", "before 5.8"])
+def test_device_goes_with_its_mount(
+    rootfs: Path,
+    ext4_image: Path,
+    options: list[str],
+    flags: dict[str, bool],
+    kernel: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kernel != "new":
+        monkeypatch.setattr(loop, "LOOP_CONFIGURE", 0x4C7F)  # as unknown as the real one was then
     assert mount(rootfs, ("ext4", str(ext4_image), "", options)) == (0, "")
     assert devices(ext4_image) == [flags]
     if "ro" in options:
@@ -50,6 +60,16 @@ def test_no_device_is_left_of_a_mount_that_fails(rootfs: Path, ext4_image: Path)
     status, text = mount(rootfs, ("ext4", str(ext4_image), "", ["loop"]), ("ext4", "/missing", "", ["loop"]))
     assert (status, text) == (1, 'loop device for "/missing": no such file or directory')
     assert devices(ext4_image) == []
+
+
+def test_no_device_is_left_where_the_old_calls_fail(ext4_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOOP_CONFIGURE", 0x4C7F)
+    monkeypatch.setattr(loop, "LOOP_SET_STATUS64", 0x4C7F)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        loop.attach(str(ext4_image), read_only=False, direct_io=False)
+    assert devices(ext4_image) == []
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_device_that_nobody_mounted_goes_with_its_fd(ext4_image: Path) -> None:

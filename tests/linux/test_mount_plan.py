@@ -11,6 +11,8 @@ from dunnage.linux.mount_plan import Helper, IdMap, IdRange, Loop, Step, mount_p
 PAGE = 4096
 BIND, REC, RDONLY, REMOUNT = 4096, 16384, 1, 32
 
+IDS = ["uidmap=0:1:2", "gidmap=0:1:2"]
+
 # the numbers of linux/mount.h, written out: what an option sets, and what it clears
 SETS = {
     "bind": BIND,
@@ -189,6 +191,8 @@ def test_id_mapped_overlay_is_always_relative() -> None:
         (["uidmap=0:1:2", "gidmap=0:1:2,"], 'gidmap "" is not of the form'),
         (["uidmap=0:-1:2", "gidmap=0:1:2"], 'uidmap "0:-1:2" is not of the form'),
         (["uidmap=0:1:2:3", "gidmap=0:1:2"], 'uidmap "0:1:2:3" is not of the form'),
+        (["remount", *IDS], "id-mapped mount: a remount changes no ids"),
+        (["remount", "size=1m", *IDS], "id-mapped mount: a remount changes no ids"),
         (["uidmap=0:x:²", "gidmap=0:1:2"], 'uidmap "0:x:²" is not of the form'),
     ],
 )

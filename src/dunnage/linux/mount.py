@@ -239,7 +239,8 @@ def _source(plan: Plan, source: str) -> Iterator[str]:
     try:
         device, path = loop.attach(source, read_only=plan.loop.read_only, direct_io=plan.loop.direct_io)
     except OSError as error:
-        raise Error(f"loop device for {quoted(source)}: {reason(error)}") from error
+        where = f"{error.filename}: " if error.filename not in (None, source) else ""
+        raise Error(f"loop device for {quoted(source)}: {where}{reason(error)}") from error
     try:
         yield path
     finally:

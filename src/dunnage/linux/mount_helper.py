@@ -69,12 +69,18 @@ def _run(program: str, arguments: list[str], env: Mapping[str, str]) -> tuple[in
             raise OSError(error.errno, f"fork/exec {found}: {reason[:1].lower()}{reason[1:]}") from error
         finally:
             os.close(writing)
-        pidfd = os.pidfd_open(child.pid)
         try:
-            _read_until_end(reading, pidfd, said)
+            pidfd = os.pidfd_open(child.pid)
+            try:
+                _read_until_end(reading, pidfd, said)
+            finally:
+                os.close(pidfd)
+        except BaseException:
+            child.kill()
+            raise
         finally:
-            os.close(pidfd)
-        return child.wait(), bytes(said)
+            status = child.wait()
+        return status, bytes(said)
     finally:
         os.close(reading)
 

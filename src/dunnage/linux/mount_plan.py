@@ -142,6 +142,8 @@ def mount_plan(fstype: str, source: str, options: Sequence[str], *, page_bytes: 
         steps.append(Step(source, fstype, flags, data))
     if flags & MS_BIND and flags & MS_RDONLY:  # the kernel takes no other flag together with a bind
         steps.append(Step("", "", flags | MS_REMOUNT, ""))
+    if id_map and flags & MS_REMOUNT:
+        raise InvalidArgument("id-mapped mount: a remount changes no ids")
     loop = Loop(bool(flags & MS_RDONLY), direct_io) if looped else None
     return Plan(tuple(steps), directory, loop, None, id_map)
 
