@@ -131,7 +131,7 @@ class TaskService:
                 self._group, request.id, request.bundle, io, messages.mounts(request.rootfs), options, checkpoint
             )
             try:
-                container.bundle.write_options(options_file(options), options.binary_name)
+                container.bundle.write_options(options_file(container.options), container.options.binary_name)
                 await container.create()
             except BaseException as error:
                 container.bundle.forget()

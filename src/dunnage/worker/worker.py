@@ -307,6 +307,7 @@ class Worker:
             self.keeper.store(f"bundle:{group.namespace}/{container_id}", bundle.directory)
         finally:
             served.take_launch(container_id)  # the bundle has it now: a death in between loses nothing
+        options = _as_configured(options, self.config)
         return self.container_value(
             served, container_id, bundle, io=io, rootfs=rootfs, options=options, checkpoint=checkpoint, launch=launch
         )  # fmt: skip
@@ -377,6 +378,15 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _as_configured(options: Options, config: Config) -> Options:
+    """The options, with what the configuration says where they say nothing and it is not what every shim does then: the
+    container is taken up, or deleted by its files alone, where the configuration is another or not known."""
+    default = Config()
+    runtime = config.runtime if config.runtime != default.runtime else ""
+    root = config.runtime_root if config.runtime_root != default.runtime_root else ""
+    return options._replace(binary_name=options.binary_name or runtime, root=options.root or root)
 
 
 def _after_take_up(group: Group, method: Method) -> Method:
