@@ -268,3 +268,21 @@ def test_a_node_s_socket_does_not_spin_while_there_are_no_descriptors(
         listener.close()
 
     perform(tmp_path, scenario)
+
+
+def test_a_container_keeps_the_runtime_that_was_configured_when_it_was_made(tmp_path: Path) -> None:
+    """Also where nobody knows the configuration: what is in ``options`` goes to the bundle (``write_options``)."""
+
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        def options_of(made: Options) -> tuple[str, str]:
+            served = make_group(worker, tmp_path)
+            container = worker._make_container(served, served.group, "c1", str(tmp_path), IO(), (), made, Checkpoint())
+            container.close()
+            return container.options.binary_name, container.options.root
+
+        assert options_of(Options()) == ("", ""), "as every shim does where nothing is said"
+        worker.config = dataclasses.replace(worker.config, runtime="crun", runtime_root="/run/crun")
+        assert options_of(Options()) == ("crun", "/run/crun")
+        assert options_of(Options(binary_name="youki", root="/run/y")) == ("youki", "/run/y")
+
+    perform(tmp_path, scenario)
