@@ -61,12 +61,10 @@ class Drivers(Protocol):
 
 
 class LogDriver:
-    def __init__(
-        self, process: DriverProcess, program: str, of: str, *, log: logging.Logger, limits: Limits = LIMITS
-    ) -> None:
-        """``of`` says whose output it reads."""
+    def __init__(self, process: DriverProcess, called: str, *, log: logging.Logger, limits: Limits = LIMITS) -> None:
+        """``called``: in the log."""
         self._process = process
-        self._called = f"logging binary {program} of {of} (process {process.pid})"
+        self._called = f"{called} (process {process.pid})"
         self._log = log
         self._limits = limits
         self._ended = asyncio.get_running_loop().create_task(process.wait())
@@ -83,14 +81,14 @@ class LogDriver:
         stdout: int,
         stderr: int,
         called: str,
-        of: str,
+        kind: str,
         log: logging.Logger,
         limits: Limits = LIMITS,
     ) -> LogDriver:
         """Returns when it is ready. ``stdout`` and ``stderr`` are the read ends, and stay the caller's. Raises Error,
-        which says that a ``called`` failed; then nothing runs."""
+        which may say that a process of this ``kind`` was not started; then nothing runs."""
         for left in drivers.running():
-            await cls(left, driver.program, of, log=log, limits=limits).wait_stopped()
+            await cls(left, called, log=log, limits=limits).wait_stopped()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             try:
@@ -99,7 +97,7 @@ class LogDriver:
                     process = await drivers.spawn([driver.program, *driver.arguments], fds=fds)
             finally:
                 os.close(writing)
-            started = cls(process, driver.program, of, log=log, limits=limits)
+            started = cls(process, called, log=log, limits=limits)
             try:
                 async with asyncio.timeout(limits.ready_s):
                     said = await _read_byte(reading)
@@ -112,7 +110,7 @@ class LogDriver:
             limit = f"within {limits.ready_s:g} s"
             raise errors.DeadlineExceeded(f"logging binary {driver.program} was not ready {limit}") from error
         except OSError as error:
-            raise errors.Error(f"failed to start {called} process: {error.strerror}") from error
+            raise errors.Error(f"failed to start {kind} process: {error.strerror}") from error
         finally:
             os.close(reading)
         return started

@@ -439,18 +439,26 @@ class ProcessIO:
             runtime[number] = os.dup(write_end)
             self.runtime_fds = (runtime[0], runtime[1], runtime[2])
         stdout, stderr = self._drivers_ends
-        of = self._name.removeprefix("io:")
-        called = "logging binary" if self.plan.terminal else "binary"  # containerd's words
+        kind = "logging binary" if self.plan.terminal else "binary"  # containerd's words
         self._driver = await LogDriver.start(
-            driver, drivers, stdout=stdout, stderr=stderr, called=called, of=of, log=self._log, limits=limits
+            driver,
+            drivers,
+            stdout=stdout,
+            stderr=stderr,
+            called=self._driver_called(driver),
+            kind=kind,
+            log=self._log,
+            limits=limits,
         )
 
     def _take_driver(self, driver: Driver, drivers: Drivers, limits: Limits) -> None:
-        of = self._name.removeprefix("io:")
         for process in drivers.running():
             if self._driver is not None:
                 self._driver.stop()  # the last one is it
-            self._driver = LogDriver(process, driver.program, of, log=self._log, limits=limits)
+            self._driver = LogDriver(process, self._driver_called(driver), log=self._log, limits=limits)
+
+    def _driver_called(self, driver: Driver) -> str:
+        return f"logging binary {driver.program} of {self._name.removeprefix('io:')}"
 
     def _close_drivers_ends(self) -> None:
         """The runtime has been called: from now on a process whose driver is gone is told so (EPIPE)."""

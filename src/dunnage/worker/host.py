@@ -213,6 +213,11 @@ class KeeperHost:
                 self._take_driver(pid, called)
         return [driver for driver in self._drivers.values() if driver.name == called]
 
+    @property
+    def has_drivers(self) -> bool:
+        """Whether any log driver is left: of a process, or one that is being stopped."""
+        return bool(self._drivers)
+
     def _take_driver(self, pid: int, name: str) -> KeeperDriver | None:
         try:
             return self._note_driver(KeeperDriver(self, name, pid, os.pidfd_open(pid)))
@@ -266,8 +271,8 @@ class KeeperHost:
             if not name.startswith(_DRIVER):
                 self._see_to_its_end(pid, name)
             elif (driver := self._take_driver(pid, name)) is not None:
-                name = name.removeprefix(_DRIVER)
-                LogDriver(driver, "", f"{name}, which is gone,", log=self.log).stop()
+                of = name.removeprefix(_DRIVER)
+                LogDriver(driver, f"logging binary of {of}, which is no more", log=self.log).stop()
 
     def recovered(self) -> None:
         """All that a former worker's calls have made is claimed, so that those which are over may go. Until then they

@@ -365,7 +365,11 @@ class Worker:
             self.log.error("%d events of namespace %s are dropped: no containerd takes them at %s", len(dropped), *key)
 
     def _end_if_idle(self, end: Callable[[], None]) -> None:
-        if not self.groups and not self._publishers:
+        if self.groups or self._publishers:
+            return
+        if self.host.has_drivers:  # which nobody would stop
+            asyncio.get_running_loop().call_later(_LOOK_S, self._end_if_idle, end)
+        else:
             end()
 
     def _is_unused(self, key: tuple[str, str], publisher: Publisher) -> bool:
