@@ -5,12 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests.worker import mortal
-from tests.worker.house import NAMESPACE, House, children, open_house
+from tests.worker.house import LOG, NAMESPACE, House, children, open_house
+from tests.worker.test_worker import Keep
+
+from dunnage.config import Config
+from dunnage.keeper.client import Keeper
+from dunnage.worker import worker as worker_module
+from dunnage.worker.host import KeeperHost
+from dunnage.worker.worker import Worker
 
 pytestmark = pytest.mark.real
 
@@ -89,6 +98,81 @@ def die_at(effect: int, directory: Path, rootfs: Path, monkeypatch: pytest.Monke
             return "ended with -9" in house.log()
 
     return asyncio.run(whole())
+
+
+def test_a_driver_has_what_the_launcher_handed_down(
+    directory: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but its environment. This process passes for the launcher."""
+    driver = directory / "driver"
+    driver.write_text("#!/bin/sh\n(umask; ulimit -Sc; nice; pwd -P; tr '\\0' ' ' </proc/$$/environ) >\"$0.has\"\n")
+    driver.chmod(0o755)
+
+    async def whole() -> None:
+        async with asyncio.timeout(60), open_house(directory, rootfs) as house:
+            task = await house.start_shim("c1", ["true"])
+            await task.create(stdout=f"binary://{driver}", stderr=f"binary://{driver}")
+            await task.call("Delete")
+            assert (await house.launch("delete", "c1")).status == 0
+
+    core, before = resource.getrlimit(resource.RLIMIT_CORE), os.umask(0o027)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (4096 * 512, core[1]))
+        asyncio.run(whole())
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, core)
+        os.umask(before)
+    environment = f"CONTAINER_ID=c1 CONTAINER_NAMESPACE={NAMESPACE} PWD={directory}/c1"
+    has = (directory / "driver.has").read_text().split("\n")
+    assert has[:4] == ["0027", "4096", str(os.nice(0)), f"{directory}/c1"]
+    assert set(has[4].split()) <= set(environment.split())
+
+
+@pytest.mark.long
+def test_a_driver_of_a_container_that_is_gone_is_stopped_by_the_next_worker(directory: Path, rootfs: Path) -> None:
+    driver = directory / "driver"
+    driver.write_text("#!/bin/sh\nexec 5>&-\nexec sleep 1000\n")
+    driver.chmod(0o755)
+
+    async def whole() -> None:
+        async with asyncio.timeout(60), open_house(directory, rootfs) as house:
+            task = await house.start_shim("c1", ["sleep", "1000"])
+            init = await task.create(stdout=f"binary://{driver}")
+            (pid,) = set(children(house.keeper.pid)) - {house.worker(), init}
+            assert (await house.launch("delete", "c1")).status == 0
+            assert pid in children(house.keeper.pid), "a delete waits for none"
+            house.kill_worker()
+            await house.wait_gone(pid)
+            assert "logging binary" not in house.log(), "nothing out of the ordinary"
+
+    asyncio.run(whole())
+
+
+def test_a_worker_of_its_own_does_not_end_while_it_has_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memfds_closed: None
+) -> None:
+    monkeypatch.setattr(worker_module, "_LAST_DELETE_S", 0.01)
+    monkeypatch.setattr(worker_module, "_LOOK_S", 0.01)
+
+    async def whole() -> None:
+        ended = asyncio.Event()
+        keep = Keep()
+        worker = Worker(cast(Keeper, keep), Config(), state=str(tmp_path), on_idle=ended.set, log=LOG)
+        looks = 0
+
+        def has_drivers(_: KeeperHost) -> bool:
+            nonlocal looks
+            looks += 1
+            assert not ended.is_set()
+            return looks < 3
+
+        monkeypatch.setattr(KeeperHost, "has_drivers", property(has_drivers))
+        worker.consider_idling()
+        await asyncio.wait_for(ended.wait(), 20)
+        assert looks == 3
+        keep.close()
+
+    asyncio.run(whole())
 
 
 @pytest.mark.parametrize("effect", range(STRIDE, 6 * STRIDE, STRIDE))
