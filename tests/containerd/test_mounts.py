@@ -18,6 +18,7 @@ from tests.containerd.harness import PATH, Containerd, Shim, wait_until
 from tests.containerd.test_workers import CONFIGURED
 
 from dunnage.api import mount_pb2, task_pb2
+from dunnage.linux.mount_plan import OPTIONS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("dunnage_alone")]
 
@@ -96,6 +97,30 @@ NEWER_REQUESTS: dict[str, Ask] = {
         mount("tmpfs", "t", target="nowhere"),
     ],
 }
+
+FLAGS = [
+    "sync",
+    "dirsync",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nosuid",
+    "relatime",
+    "ro",
+    "strictatime",
+]
+
+
+def ask_for(options: list[str]) -> Ask:
+    """Of a type that there is not: the error has the flags and the data."""
+    return lambda stage, upper: [mount("no-such", "s", *options, "a=b")]
+
+
+for option in [*OPTIONS, "defaults", "RO", "shared", "direct-io"]:
+    clears = OPTIONS.get(option, (0, 0))[1]
+    NEWER_REQUESTS[f"option {option}"] = ask_for([*FLAGS, option] if clears else [option])
 
 # runc makes its devices there, also where the root is read-only
 DEVICES = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
