@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("dunnage_alone")]
 
 UNKNOWN, DEADLINE_EXCEEDED, NOT_FOUND = 2, 4, 5
 MOUNT_TIMEOUT_S = 3
+GO_SHIM = Path("/usr/bin/containerd-shim-runc-v2")
 NEWER_SHIM = Path(__file__).parents[2] / ".cache/newer/containerd/bin/containerd-shim-runc-v2"
 
 
@@ -168,21 +169,14 @@ def without_the_story(made: list[str] | str) -> list[str] | str:
     return f"{made.partition(' ')[0]} {made.rpartition(': ')[2]}" if isinstance(made, str) else made
 
 
-def test_shims_make_the_same_of_a_request(
-    containerd: Containerd,
-    go_shim: Shim,
-    stage: Path,
-    image_tar: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_shims_make_the_same_of_a_request(containerd: Containerd, stage: Path) -> None:
     if not NEWER_SHIM.exists():
         pytest.skip("needs the Go shim of a newer Debian: ./scripts/newer containerd")
     made: list[dict[str, list[str] | str]] = []
-    with Containerd(tmp_path_factory.mktemp("g"), go_shim, image_tar=image_tar) as others:
-        for one, launcher in ((others, None), (others, NEWER_SHIM), (containerd, None)):
-            with started(one, launcher) as (bundle, connection):
-                requests = {**REQUESTS, **NEWER_REQUESTS} if made else REQUESTS
-                made.append({name: made_of(bundle, connection, ask, stage) for name, ask in requests.items()})
+    for launcher in (GO_SHIM, NEWER_SHIM, None):
+        with started(containerd, launcher) as (bundle, connection):
+            requests = {**REQUESTS, **NEWER_REQUESTS} if made else REQUESTS
+            made.append({name: made_of(bundle, connection, ask, stage) for name, ask in requests.items()})
     go, newer, own = made
     assert own == newer
     # Go's own words for a program that is not there were others then
