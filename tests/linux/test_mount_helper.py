@@ -88,6 +88,13 @@ def test_what_a_failing_helper_says_is_told(rootfs: Path, programs: Programs) ->
     assert (status, 16384 < len(text) < 32768 + 1000) == (1, True)
 
 
+def test_helper_that_fails_after_it_has_mounted_leaves_nothing(rootfs: Path, programs: Programs) -> None:
+    programs.write("mount.fuse", f"{MOUNTS_TMPFS}; exit 3")
+    status, text = mount(rootfs, ("tmpfs", "t", "", []), ("fuse.x", "s", "", []), launch=programs.launch)
+    assert (status, mounted(rootfs)) == (1, [])
+    assert text.endswith("exit status 3")
+
+
 def test_failure_after_it_takes_a_fuse_mount_back(rootfs: Path, programs: Programs) -> None:
     programs.write("mount.fuse", MOUNTS_TMPFS)
     status, _ = mount(rootfs, ("fuse.x", "s", "", []), ("tmpfs", "t", "missing", []), launch=programs.launch)

@@ -38,6 +38,7 @@ from dunnage.linux.mount_plan import (
     mount_plan,
     quoted,
 )
+from dunnage.linux.mount_table import mounts_below
 from dunnage.linux.paths import Place, canonical, open_path, open_place
 from dunnage.linux.unmount import MNT_DETACH, fail, reason, unmount_all, unmount_at
 
@@ -128,7 +129,13 @@ class _Making:
         env = os.environ if self._launch is None else self._launch["env"]
         if self._launch is not None:
             Attributes.from_json(self._launch["attributes"]).apply()
-        mount_by_helper(helper, place.path, env)
+        before = _count_mounts_at(place.path)
+        try:
+            mount_by_helper(helper, place.path, env)
+        except Error:
+            if _count_mounts_at(place.path) > before:  # it failed after that
+                self._has_made(place)
+            raise
         self._has_made(place)
 
     def _step_by_step(self, plan: Plan, source: str, place: Place) -> None:
@@ -219,6 +226,11 @@ def _failure(step: Step, target: str, error: OSError) -> Error:
         f"mount source: {quoted(step.source)}, target: {quoted(target)}, fstype: {step.fstype}, "
         f"flags: {step.flags}, data: {quoted(step.data)}, err: {reason(error)}"
     )
+
+
+def _count_mounts_at(path: str) -> int:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return sum(mounted.path == path for mounted in mounts_below(file.read(), path))
 
 
 @contextmanager
