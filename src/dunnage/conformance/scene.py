@@ -82,6 +82,10 @@ class Scene:
         runtime = {} if self.host.runtime == "runc" else {"binary_name": self.host.runtime}
         return options_pb2.Options(**{**runtime, **fields})
 
+    def spec(self, args: Sequence[str], *, id: str = "c1", **of: bool) -> dict[str, Any]:
+        """A config.json with a cgroup of the scene, to be changed at will."""
+        return bundle.config(args, cgroup=f"/{self.namespace}/{id}", **{"terminal": False, **of})
+
     def bundle(
         self,
         args: Sequence[str] = FOREVER,
@@ -96,7 +100,7 @@ class Scene:
     ) -> Bundle:
         """`spec` replaces the whole of what the other arguments describe."""
         if spec is None:
-            made = bundle.config(args, cgroup=f"/{self.namespace}/{id}", terminal=terminal, private_pids=private_pids)
+            made = self.spec(args, id=id, terminal=terminal, private_pids=private_pids)
             made["process"]["env"] += [f"{name}={value}" for name, value in (env or {}).items()]
             spec = {**made, **({"annotations": dict(annotations)} if annotations else {})}
         path = self.directory / "state" / STATE / self.namespace / id
@@ -299,6 +303,11 @@ class Task:
         """Exec, and nothing started yet."""
         spec = any_of_json(PROCESS_URL, bundle.process(args or FOREVER, **process))
         await self.call("Exec", exec_id=exec_id, spec=spec, **({} if fifos is None else fifos.fields))
+
+    async def exec_with(self, exec_id: str, args: Sequence[str], **fields: Any) -> None:
+        """The same with any fields of the request."""
+        spec = any_of_json(PROCESS_URL, bundle.process(args))
+        await self.call("Exec", exec_id=exec_id, spec=spec, **fields)
 
     async def started_exec(self, exec_id: str, *args: str, fifos: Fifos | None = None, **process: Any) -> int:
         await self.exec(exec_id, *args, fifos=fifos, **process)

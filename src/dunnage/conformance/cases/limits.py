@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dunnage.conformance.bundle import config
 from dunnage.conformance.case import Area, Difference
 from dunnage.conformance.cases.measured import measure
 from dunnage.conformance.check import equal, refused, that
@@ -27,7 +26,7 @@ LATE: Final = Difference(
 
 async def limited(scene: Scene, *args: str, id: str = "c1", **resources: Any) -> Task:
     """A container with limits, created."""
-    spec = config(args, cgroup=f"/{scene.namespace}/{id}", terminal=False)
+    spec = scene.spec(args, id=id)
     spec["linux"]["resources"].update({"memory": {"limit": LIMIT_BYTES}, **resources})
     task = await scene.task(scene.bundle(id=id, spec=spec))
     await task.create()

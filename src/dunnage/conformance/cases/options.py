@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any
 
-from dunnage.api import metrics_v1_pb2, metrics_v2_pb2, options_pb2
+from dunnage.api import options_pb2
 from dunnage.conformance.case import Area
 from dunnage.conformance.cases.differences import OPTIONS_TYPE
-from dunnage.conformance.check import equal, that
-from dunnage.conformance.scene import RESOURCES_URL, Scene, Status, any_of_json, pack
+from dunnage.conformance.check import contains, equal, that
+from dunnage.conformance.scene import Scene, Status, pack
 from dunnage.ttrpc.errors import RpcError
 
-AREA: Final = Area("options and stats")
+AREA: Final = Area("options")
 
 
 @AREA.case("Create without options makes a container")
@@ -54,8 +56,6 @@ async def root(scene: Scene) -> None:
 
 @AREA.case("binary_name may be an absolute path, and the bundle's file runtime has it")
 async def binary_name(scene: Scene) -> None:
-    import shutil
-
     path = shutil.which(scene.host.runtime)
     task = await scene.running(options=scene.options(binary_name=path))
     equal("runtime", task.bundle.text("runtime"), path)
@@ -95,54 +95,89 @@ async def prefixed(scene: Scene) -> None:
     equal("the status", await task.status(), Status.CREATED)
 
 
-async def numbers(scene: Scene) -> tuple[int, int]:
-    """How many processes and how many bytes of memory Stats says that there are."""
-    task = scene.tasks[0]
-    any = (await task.call("Stats")).stats
-    if any.type_url == "io.containerd.cgroups.v1.Metrics":
-        one = metrics_v1_pb2.Metrics.FromString(any.value)
-        return one.pids.current, one.memory.usage.usage
-    equal("the type", any.type_url, "io.containerd.cgroups.v2.Metrics")
-    two = metrics_v2_pb2.Metrics.FromString(any.value)
-    return two.pids.current, two.memory.usage
+def recorder(scene: Scene, name: str = "my-runtime") -> tuple[Path, Path]:
+    """A runtime that writes down how it is called before it does what is asked; and where it writes that."""
+    runtime, calls = scene.directory / name, scene.directory / "calls"
+    runtime.write_text(f'#!/bin/sh\necho "$@" >>{calls}\nexec {shutil.which(scene.host.runtime)} "$@"\n')
+    runtime.chmod(0o755)
+    return runtime, calls
 
 
-@AREA.case("Stats counts the container's processes")
-async def stats_pids(scene: Scene) -> None:
-    task = await scene.running()
-    equal("how many", (await numbers(scene))[0], 1)
-    await task.started_exec("e1")
-    equal("how many", (await numbers(scene))[0], 2)
+async def calls_of(scene: Scene, **fields: object) -> dict[str, list[str]]:
+    """How the runtime is called over a short life with these options, by subcommand."""
+    runtime, calls = recorder(scene)
+    task = await scene.stopped(options=scene.options(binary_name=str(runtime), **fields))
+    await task.call("Delete")
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    return {command: line for line in lines for command in ("create", "start", "delete") if command in line}
 
 
-@AREA.case("Stats has the container's memory")
-async def stats_memory(scene: Scene) -> None:
-    await scene.running()
-    that(0 < (await numbers(scene))[1] < 1 << 30, "it is more than nothing and less than a gigabyte")
+@AREA.case("binary_name without a slash is looked for in the PATH")
+async def relative_name(scene: Scene) -> None:
+    task = await scene.running(options=scene.options(binary_name=scene.host.runtime))
+    equal("runtime", task.bundle.text("runtime"), scene.host.runtime)
+    equal("the status", await task.status(), Status.RUNNING)
 
 
-@AREA.case("Stats has the limit that Update gave")
-async def stats_limit(scene: Scene) -> None:
-    task = await scene.running()
-    await task.call("Update", resources=any_of_json(RESOURCES_URL, {"pids": {"limit": 77}}))
-    any = (await task.call("Stats")).stats
-    message = (
-        metrics_v1_pb2.Metrics.FromString(any.value)
-        if any.type_url.endswith("v1.Metrics")
-        else metrics_v2_pb2.Metrics.FromString(any.value)
+@AREA.case("every call of the runtime has root, log and log format before its command")
+async def global_flags(scene: Scene) -> None:
+    calls = await calls_of(scene)
+    bundle = scene.tasks[0].bundle.path
+    wanted = f"--root /run/containerd/runc/{scene.namespace} --log {bundle}/log.json --log-format json"
+    for command in ("create", "start", "delete"):
+        equal(f"the flags of {command}", " ".join(calls[command][: calls[command].index(command)]), wanted)
+
+
+@AREA.case("no_pivot_root and no_new_keyring are flags of create")
+async def create_flags(scene: Scene) -> None:
+    calls = await calls_of(scene, no_pivot_root=True, no_new_keyring=True)
+    that({"--no-pivot", "--no-new-keyring"} <= set(calls["create"]), f"{calls['create']} has both flags")
+
+
+@AREA.case("without them there are no such flags")
+async def no_create_flags(scene: Scene) -> None:
+    calls = await calls_of(scene)
+    that(not {"--no-pivot", "--no-new-keyring"} & set(calls["create"]), f"{calls['create']} has neither flag")
+
+
+@AREA.case("systemd_cgroup is a flag of every call, and without systemd the runtime's refusal is the answer")
+async def systemd_cgroup(scene: Scene) -> None:
+    runtime, calls = recorder(scene)
+    spec = scene.spec(("sleep", "100000"))
+    spec["linux"]["cgroupsPath"] = f"system.slice:{scene.namespace}:c1"
+    task = await scene.task(
+        scene.bundle(spec=spec), options=scene.options(binary_name=str(runtime), systemd_cgroup=True)
     )
-    equal("pids.limit", message.pids.limit, 77)
+    try:
+        await task.create()
+    except RpcError as error:
+        contains("the error", error.message, "OCI runtime create failed: ")
+    contains("the call", calls.read_text().splitlines()[0], " --systemd-cgroup create ")
+    equal("options.json", json.loads(task.bundle.text("options.json")).get("systemd_cgroup"), True)
 
 
-@AREA.case("Stats of a container that has used the processor says so")
-async def stats_cpu(scene: Scene) -> None:
-    fifos = scene.fifos()
-    task = await scene.running(
-        "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 1000", fifos=fifos
-    )
-    await fifos.out.wait_for(b"done")
-    any = (await task.call("Stats")).stats
-    if any.type_url.endswith("v1.Metrics"):
-        that(metrics_v1_pb2.Metrics.FromString(any.value).cpu.usage.total > 0, "there is time in it")
-    else:
-        that(metrics_v2_pb2.Metrics.FromString(any.value).cpu.usage_usec > 0, "there is time in it")
+@AREA.case("root with a namespace of its own keeps two containers of one id apart")
+async def roots(scene: Scene) -> None:
+    root = scene.directory / "root"
+    task = await scene.running(options=scene.options(root=str(root)))
+    that(not Path(f"/run/containerd/runc/{scene.namespace}/c1").exists(), "the default root has no such state")
+    await task.call("Kill", signal=9)
+    await task.call("Wait")
+    await task.call("Delete")
+    that(not (root / scene.namespace / "c1").exists(), "the runtime's state is gone")
+
+
+@AREA.case("options.json has the fields that are set, by their names in the protocol, and no others")
+async def only_set(scene: Scene) -> None:
+    task = await scene.running(options=scene.options(io_uid=7, criu_work_path="/nowhere"))
+    found = json.loads(task.bundle.text("options.json"))
+    found.pop("binary_name", None)
+    equal("options.json", found, {"io_uid": 7, "criu_work_path": "/nowhere"})
+
+
+@AREA.case("an exec's pipes belong to io_gid as well")
+async def exec_owner(scene: Scene) -> None:
+    task = await scene.running(options=scene.options(io_gid=4321))
+    fifos = scene.fifos("e1")
+    await task.started_exec("e1", "busybox", "stat", "-L", "-c", "%g", "/proc/self/fd/1", fifos=fifos)
+    await fifos.out.wait_for(b"4321")

@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import Final
 
-from dunnage.conformance.case import Area, Difference
-from dunnage.conformance.check import contains, equal, refused, that
+from dunnage.conformance.case import Area
+from dunnage.conformance.check import contains, equal, that
 from dunnage.conformance.scene import Scene, Status
 
 AREA: Final = Area("stdio")
@@ -193,35 +193,6 @@ async def terminal_of_the_request(scene: Scene) -> None:
     await task.call("Wait", exec_id="e1")
     await task.call("Delete", exec_id="e1")
     contains("stdout", await fifos.out.read_all(), b"not a tty")
-
-
-@AREA.case("a scheme that nobody knows is refused by name")
-async def unknown_scheme(scene: Scene) -> None:
-    task = await scene.task(scene.bundle())
-    await refused(
-        task.create(stdout="carrier-pigeon:///x"),
-        "failed to create init process I/O: unknown STDIO scheme carrier-pigeon…",
-    )
-
-
-@AREA.case(
-    "file:// takes stdout and stderr, makes its directory, and appends",
-    Difference(
-        "go *",
-        "stdout's end closes the file under stderr, whose last bytes are lost now and then",
-        "the case",
-        "containerd issue 3118, of which io.go has kept a half: stdout's copier gets the file and not the counter",
-        always=False,
-    ),
-)
-async def to_file(scene: Scene) -> None:
-    path = scene.directory / "logs" / "deep" / "c1.log"
-    task = await scene.task(scene.bundle(("sh", "-c", "echo out; echo err >&2")))
-    await task.create(stdout=f"file://{path}", stderr=f"file://{path}")
-    await task.call("Start")
-    await task.call("Wait")
-    await task.call("Delete")
-    equal("its lines", sorted(path.read_bytes().splitlines()), [b"err", b"out"])
 
 
 @AREA.case("a child that outlives an exec and keeps its stdout delays neither its exit nor, for long, its Delete")

@@ -6,7 +6,6 @@ import json
 from typing import Any, Final
 
 from dunnage.api.mount_pb2 import Mount
-from dunnage.conformance.bundle import config
 from dunnage.conformance.case import Area, Difference
 from dunnage.conformance.check import contains, equal, refused, that
 from dunnage.conformance.scene import PROCESS_URL, RESOURCES_URL, Scene, Status, any_of_json
@@ -18,7 +17,7 @@ EXEC: Final = "OCI runtime exec failed: "
 
 
 def spec_of(scene: Scene, *args: str, **process: Any) -> dict[str, Any]:
-    spec = config(args or ("true",), cgroup=f"/{scene.namespace}/c1", terminal=False)
+    spec = scene.spec(args or ("true",))
     spec["process"].update(process)
     return spec
 
