@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.containerd.harness import wait_until
 from tests.linux.mounting import mount, unmount
 
 from dunnage.linux import loop
@@ -20,6 +21,11 @@ def devices(image: Path) -> list[dict[str, Any]]:
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: list[dict[str, Any]] = json.loads(listed)["loopdevices"] if listed else []
     return [{name: value for name, value in device.items() if name != "name"} for device in found]
+
+
+def wait_gone(image: Path) -> None:
+    """The kernel lets go of a device when its last user has gone, a moment after an unmount has returned."""
+    wait_until(lambda: devices(image) == [], f"no loop device over {image}")
 
 
 @pytest.mark.parametrize(
@@ -49,17 +55,17 @@ def test_device_goes_with_its_mount(
     else:
         (rootfs / "file").write_text("x")
     assert unmount(rootfs) == (0, "")
-    assert devices(ext4_image) == []
+    wait_gone(ext4_image)
 
 
 def test_no_device_is_left_of_a_mount_that_fails(rootfs: Path, ext4_image: Path) -> None:
     status, text = mount(rootfs, ("xfs", str(ext4_image), "", ["loop", "ro"]))
     assert status == 1
     assert text.startswith(f"mount source: {quoted(str(ext4_image))}, target: ")
-    assert devices(ext4_image) == []
+    wait_gone(ext4_image)
     status, text = mount(rootfs, ("ext4", str(ext4_image), "", ["loop"]), ("ext4", "/missing", "", ["loop"]))
     assert (status, text) == (1, 'loop device for "/missing": no such file or directory')
-    assert devices(ext4_image) == []
+    wait_gone(ext4_image)
 
 
 def test_no_device_is_left_where_the_old_calls_fail(ext4_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +74,7 @@ def test_no_device_is_left_where_the_old_calls_fail(ext4_image: Path, monkeypatc
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Invalid argument"):
         loop.attach(str(ext4_image), read_only=False, direct_io=False)
-    assert devices(ext4_image) == []
+    wait_gone(ext4_image)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -78,7 +84,7 @@ def test_device_that_nobody_mounted_goes_with_its_fd(ext4_image: Path) -> None:
     assert path.startswith("/dev/loop")
     assert devices(ext4_image) == [{"autoclear": True, "ro": False, "dio": False}]
     os.close(fd)
-    assert devices(ext4_image) == []
+    wait_gone(ext4_image)
 
 
 def test_failure_leaves_no_fd(tmp_path: Path) -> None:
