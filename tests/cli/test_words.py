@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from click.testing import CliRunner
 
 from dunnage import errors
 from dunnage.cli import leftovers, machine, stop
@@ -143,11 +144,11 @@ def test_help_can_be_read_in_any_locale() -> None:
 def test_every_command_is_there_and_has_help() -> None:
     assert isinstance(cli, LazyGroup)
     for name in _COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "dunnage.cli.main", name, "--help"], capture_output=True, text=True, timeout=30
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("Usage: dunnage ")
+        done = CliRunner().invoke(cli, [name, "--help"], prog_name="dunnage")
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith(f"Usage: dunnage {name} ")
+    done = CliRunner().invoke(cli, ["no-such-command", "--help"], prog_name="dunnage")
+    assert done.exit_code == 2
 
 
 def test_the_words_for_help_import_no_worker_and_no_table_library() -> None:
