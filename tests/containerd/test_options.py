@@ -171,21 +171,18 @@ def test_every_option_has_its_effect(under_own_name: Containerd, recorder: Recor
         end(connection, pid)
         os.close(reader)
 
-
-def test_criu_s_work_path_is_that_of_the_options(under_own_name: Containerd, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "runtimes", refused="restore")
-    rootfs = busybox_rootfs(tmp_path / "rootfs")
     asked = options_pb2.Options(binary_name=str(recorder.path), criu_work_path=f"{tmp_path}/criu")
-    with Bundle(under_own_name, "c1") as bundle, bundle.connect() as connection:
+    with Bundle(under_own_name, "c2") as bundle, bundle.connect() as connection:
         request = bundle.create([rootfs], pack_bare(asked))
         request.checkpoint = str(tmp_path)
         answered(connection, "Create", request)
-        refused = connection.call("Start", task_pb2.StartRequest(id="c1"))
+        refused = connection.call("Start", task_pb2.StartRequest(id="c2"))
         assert refused.message.startswith("OCI runtime restore failed: ")
         restore = recorder.call("restore")
         assert restore[restore.index("--work-path") + 1] == f"{tmp_path}/criu"
-        answered(connection, "Delete", task_pb2.DeleteRequest(id="c1"))
-        connection.send("Shutdown", task_pb2.ShutdownRequest(id="c1"))
+        answered(connection, "Delete", task_pb2.DeleteRequest(id="c2"))
+        connection.send("Shutdown", task_pb2.ShutdownRequest(id="c2"))
 
 
 def test_options_that_are_none_are_an_invalid_argument_and_the_shim_goes_on(

@@ -21,8 +21,9 @@ from dunnage.client.failures import read_failures
 def inspect(context: click.Context, names: tuple[str, ...]) -> None:
     """Show everything about the container NAME as a JSON object; for several NAMES, an array of them.
 
-    A NAME that no local container has is looked for among those of every containerd on this machine. `failures` has
-    the last things that went wrong: the step, the runtime's command with all that it logged and wrote, and a hint.
+    A NAME that no local container has is looked for among those of every containerd on this machine, in the namespace
+    of --namespace first. `failures` has the last things that went wrong: the step, the runtime's command with all that
+    it logged and wrote, and a hint.
     """
     found = asyncio.run(_inspect(context.obj, names))
     print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
@@ -50,6 +51,7 @@ async def _inspect_one(node: Node, name: str) -> dict[str, Any]:
 async def _inspect_others(node: Node, name: str) -> dict[str, Any]:
     """A container that is no local one of the namespace. Raises NotFound; FailedPrecondition where there are more."""
     found = [one for one in await node.containers() if one.id == name]
+    found = [one for one in found if one.namespace == node.namespace] or found
     if not found:
         raise errors.NotFound(f"container {name} does not exist")
     if len(found) > 1:
