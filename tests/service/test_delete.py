@@ -13,6 +13,7 @@ from tests.service.stage import Stage
 
 from dunnage.api import mount_pb2, task_pb2
 from dunnage.container.facts import Ended
+from dunnage.errors import DeadlineExceeded
 from dunnage.ttrpc.errors import RpcError
 
 pytestmark = pytest.mark.real
@@ -85,6 +86,28 @@ def test_an_exec_whose_output_never_ends_is_deleted_after_a_while(
         os.close(reader)
         assert [record.getMessage() for record in caplog.records] == ["failed to drain exec process e1 io"]
         assert {name for name in stage.host.keep.names if name.startswith("io:")} == set()
+
+    perform(scenario)
+
+
+def test_a_delete_whose_unmount_hangs_says_so_and_can_be_tried_again(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        rootfs = [mount_pb2.Mount(type="bind", source=str(stage.rootfs), options=["rbind"])]
+        await stage.run("c1", ["true"], rootfs=rootfs, rootfs_path="rootfs")
+        await stage.wait("c1")
+
+        async def hang(name: str, rootfs: str) -> None:
+            raise DeadlineExceeded(f"unmounting the rootfs {rootfs} did not end within 0 s")
+
+        with monkeypatch.context() as hanging:
+            hanging.setattr(stage.host, "unmount", hang)
+            code, text = await stage.refusal("Delete", task_pb2.DeleteRequest(id="c1"))
+        assert code == 4
+        assert text.startswith("failed rootfs umount: unmounting the rootfs")
+        await stage.delete("c1")
+        assert stage.told("c1")[-1] == "Deleted"
 
     perform(scenario)
 

@@ -36,5 +36,5 @@ class Rootfs:
         try:
             await self._host.unmount(self._name, self._bundle.rootfs)
         except Error as error:
-            return Error(f"failed rootfs umount: {error}")
+            return type(error)(f"failed rootfs umount: {error}")
         return None
