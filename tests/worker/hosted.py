@@ -255,6 +255,37 @@ class Scene:
         assert (await self.keeper.unclaimed(in_flight_s=600)).oldest == made + 3
         assert (await self.keeper.unclaimed(in_flight_s=0)).oldest == made + 3
 
+    async def scenario_a_log_driver_is_no_call_in_flight_and_is_found_again(self) -> None:
+        settings: dict[str, Any] = {"env": {}, "cwd": "/", "fds": {}, "attributes": Attributes.of(os.getpid())}
+        if not self.keeper.children:
+            driver = await self.host.spawn_driver("default/c1", ["/bin/sleep", "100"], **settings)
+            await self.host.spawn_driver("default/c10", ["/bin/sleep", "100"], **settings)
+            found = await self.keeper.unclaimed(in_flight_s=600)
+            assert (found.made, found.oldest) == (2, 3)
+            (self.state / "driver").write_text(str(driver.pid))
+            die()
+        (driver,) = self.host.drivers("default/c1")
+        assert self.host.drivers("default/c1") == [driver]
+        assert driver.pid == int((self.state / "driver").read_text())
+        assert len(self.host.unseen) == 1, "the other one is left for whom it belongs to"
+        driver.signal(9)
+        assert await driver.wait() == 137
+        await self.wait_reaped(driver.pid)
+        assert not self.host.drivers("default/c1")
+        with pytest.raises(FileNotFoundError, match="fork/exec /nowhere: no such file or directory"):
+            await self.host.spawn_driver("default/c1", ["/nowhere"], **settings)
+
+    async def scenario_a_log_driver_that_nobody_waits_for_is_not_left(self) -> None:
+        attributes = Attributes.of(os.getpid())
+        starting = asyncio.create_task(
+            self.host.spawn_driver("default/c1", ["/bin/sleep", "100"], env={}, cwd="/", fds={}, attributes=attributes)
+        )
+        await asyncio.sleep(0)  # asked for, and not made yet
+        starting.cancel()
+        await asyncio.wait((starting,))
+        await self.has_logged.wait()
+        await self.wait_reaped(int(self.logged[0].split()[1]))
+
     async def scenario_a_dead_child_that_a_call_in_flight_may_have_made_is_left_for_it(self) -> None:
         swept = asyncio.Queue[frozenset[int]]()
         unclaimed = self.keeper.unclaimed

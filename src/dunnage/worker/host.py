@@ -134,8 +134,11 @@ class KeeperHost:
         self._over: set[int] = set()  # of those that are kept
         self._inherited: dict[int, tuple[str, asyncio.Future[int], ProcessWatch]] = {}
         self._drivers: dict[int, KeeperDriver] = {}
+        self._left_drivers: dict[str, list[int]] = {}
         for pid, name in keeper.children.items():
-            if not name.startswith((_PROCESS, _DRIVER)):
+            if name.startswith(_DRIVER):
+                self._left_drivers.setdefault(name, []).append(pid)
+            elif not name.startswith(_PROCESS):
                 self._see_to_its_end(pid, name)
 
     def watch(self, pid: int, on_death: Callable[[Death], None]) -> ProcessWatch:
@@ -208,8 +211,8 @@ class KeeperHost:
     def drivers(self, name: str) -> list[KeeperDriver]:
         """The log drivers of this name that run, a former worker's too, in the order in which they were started."""
         called = f"{_DRIVER}{name}"
-        for pid in [pid for pid in self.keeper.children if pid in self.unseen]:
-            if self.keeper.children[pid] == called:
+        for pid in self._left_drivers.pop(called, ()):
+            if pid in self.unseen:
                 self._take_driver(pid, called)
         return [driver for driver in self._drivers.values() if driver.name == called]
 
