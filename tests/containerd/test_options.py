@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from google.protobuf.message import Message
 from tests.containerd import image
 from tests.containerd.direct import Bundle, Connection, busybox_rootfs
 from tests.containerd.harness import GO_SHIM, PATH, Containerd, Result, Shim, cgroups_named, remove_cgroups
+from tests.newer import CONTAINERD
 
+import dunnage
 from dunnage.api import options_pb2, runtimeoptions_pb2, task_pb2
 from dunnage.api.anys import pack_bare
 
@@ -234,6 +237,20 @@ def test_a_cgroup_for_shims_may_be_named_in_a_file(under_own_name: Containerd, t
             bundle.launch("delete")
     finally:
         remove_cgroups(name)
+
+
+@pytest.mark.long
+def test_containerd_2_is_told_what_the_runtime_can_do(
+    image_tar: Path, tmp_path_factory: pytest.TempPathFactory, shim_directories: dict[str, Path]
+) -> None:
+    shim = Shim("io.containerd.dunnage.v2", "runc", shim_directories["runc"])
+    directory = tmp_path_factory.mktemp("o")
+    with Containerd(directory, shim, image_tar=image_tar, binary=str(CONTAINERD / "containerd")) as containerd:
+        told = json.loads(containerd.ctr("plugins", "inspect-runtime", "--runtime", shim.runtime_name).stdout)
+    assert (told["Name"], told["Options"], told["Annotations"]) == (shim.runtime_name, None, None)
+    assert told["Version"]["Version"] == dunnage.__version__
+    features = subprocess.run(["runc", "features"], capture_output=True, check=True).stdout
+    assert told["Features"] == json.loads(features)
 
 
 def answered(connection: Connection, method: str, request: Message) -> bytes:

@@ -46,6 +46,7 @@ SAID = [
         "runc create failed: systemd not running on this host, cannot use systemd cgroups manager",
         "the option SystemdCgroup has systemd make the cgroup",
     ),
+    ("unknown version specified", "the spec is of an OCI version that this crun does not know"),
     ("cannot open sd-bus: No such file or directory", "the option SystemdCgroup has systemd make the cgroup"),
     (
         'runc create failed: expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, '

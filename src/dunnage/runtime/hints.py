@@ -90,6 +90,10 @@ HINTS: tuple[Hint, ...] = (
         r"chdir to cwd \(\"(?P<name>[^\"]*)\"\)|chdir to [`'](?P<name2>[^`']*)[`']",
         "the container has no directory {name} to work in, or its user may not enter it",
     ),
+    _hint(
+        r"unknown version specified",
+        "the spec is of an OCI version that this crun does not know: it needs a newer crun",
+    ),
     # cgroups
     _hint(
         r"cannot use systemd cgroups|cannot open sd-bus|systemd not running on this host",
