@@ -72,6 +72,35 @@ def test_a_delete_of_what_was_never_created_is_not_told_the_end_of_what_was_ther
     perform(directory, rootfs, scenario)
 
 
+def test_a_delete_of_another_shim_s_container_goes_by_its_options_file(directory: Path, rootfs: Path) -> None:
+    """A mixed upgrade: the shim that made it is gone, and containerd asks whichever there is now (§11.24)."""
+    recorder = directory / "recorder"
+    recorder.write_text(f'#!/bin/sh\necho "$@" > {directory}/call\n')
+    recorder.chmod(0o755)
+    found = [
+        ('{"root":"/r","io_uid":7,"task_api_version":3}', "/r", []),
+        ('{"root":"","systemd_cgroup":true,"binary_name":"x"}', "/run/containerd/runc", ["--systemd-cgroup"]),
+        ("{}", "/run/containerd/runc", []),
+        ("{", "/run/containerd/runc", []),
+        ("[]", "/run/containerd/runc", []),
+    ]
+
+    async def scenario(house: House) -> None:
+        for number, (options, root, flags) in enumerate(found):
+            bundle = house.bundle(f"c{number}")
+            bundle.mkdir()
+            for name, text in (("options.json", options), ("runtime", str(recorder)), ("init.pid", "4711")):
+                (bundle / name).write_text(text)
+            answer = await house.launch("delete", bundle.name)
+            ended = task_pb2.DeleteResponse.FromString(answer.stdout)
+            assert (answer.status, ended.pid, ended.exit_status) == (0, 4711, 137)
+            log = ["--log", f"{bundle}/log.json", "--log-format", "json"]
+            call = (directory / "call").read_text().split()
+            assert call == ["--root", f"{root}/default", *log, *flags, "delete", "--force", bundle.name]
+
+    perform(directory, rootfs, scenario)
+
+
 def test_a_group_that_cannot_have_a_core_scheduling_domain_is_refused(directory: Path, rootfs: Path) -> None:
     try:
         core_scheduling.check_offered()
