@@ -119,6 +119,7 @@ def test_an_execs_program_is_told_the_execs_id(containerd: Containerd, write_log
     containerd.remove("c1")
 
 
+@pytest.mark.long
 def test_a_program_that_cannot_be_run_fails_the_create(containerd: Containerd, write_logger: Write) -> None:
     logger = write_logger()
     logger.path.chmod(0o644)
