@@ -180,3 +180,11 @@ def test_what_a_dead_worker_was_writing_is_removed(bundle: Bundle, tmp_path: Pat
         (tmp_path / name).touch()
     bundle.remove_unfinished()
     assert sorted(os.listdir(tmp_path)) == sorted(mine)
+
+
+def test_what_overlapping_calls_of_a_dead_worker_logged_is_put_to_the_rest(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text("first\n")
+    (tmp_path / "dunnage-call-0123456789abcdef").write_text("second\n")
+    bundle.remove_unfinished()
+    assert os.listdir(tmp_path) == ["log.json"]
+    assert (tmp_path / "log.json").read_text() == "first\nsecond\n"
