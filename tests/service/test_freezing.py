@@ -188,3 +188,17 @@ def test_a_thaw_that_fails_is_no_failure_of_the_kill(
         assert (await stage.wait("c1")).exit_status == 137
 
     perform(scenario)
+
+
+def test_what_a_kill_of_all_has_thawed_is_resumed(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        pid = await stage.run("c1", ["sleep", "100"])
+        await stage.call("Pause", PAUSE)
+        await stage.call("Kill", task_pb2.KillRequest(id="c1", signal=18, all=True))
+        await stage.call("Resume", RESUME)
+        assert freezer_state(pid) == "THAWED"
+        assert (await stage.state("c1")).status == task_types_pb2.RUNNING
+        assert stage.told("c1")[-2:] == ["Paused", "Resumed"]
+        assert (await stage.refusal("Resume", RESUME))[1] == "cannot resume a running process"
+
+    perform(scenario)

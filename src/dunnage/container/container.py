@@ -179,10 +179,14 @@ class Container:
             self._paused()
 
     async def resume(self) -> None:
-        """Let what was paused go on."""
+        """Let what was paused go on. The runtime may have done so before: its kill of all thaws (cgroup v1)."""
         async with self.init.turn:
             self.init.check(Operation.RESUME)
-            await self._change(Operation.RESUME, self._runtime.resume)
+            try:
+                await self._change(Operation.RESUME, self._runtime.resume)
+            except Error:
+                if not await self._runs():
+                    raise
             if not self.init.has_exited:
                 self._resumed()
 
@@ -382,6 +386,13 @@ class Container:
             self.save()
             raise
         self.init.began = None
+
+    async def _runs(self) -> bool:
+        """The runtime says so."""
+        try:
+            return (await self._runtime.state(self.id)).get("status") == "running"
+        except Error:
+            return False
 
     def _paused(self) -> None:
         self.init.state = State.PAUSED
