@@ -218,6 +218,7 @@ def test_options_that_are_none_are_an_invalid_argument_and_the_shim_goes_on(
             end(connection, pid)
 
 
+@pytest.mark.long
 def test_a_cgroup_for_shims_may_be_named_in_a_file(under_own_name: Containerd, tmp_path: Path) -> None:
     name = f"{under_own_name.namespace}-shims"
     for path in cgroups_named(name):
