@@ -17,7 +17,7 @@ from typing import Any, Final
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from dunnage.api import task_pb2
+from dunnage.api import metrics_v1_pb2, options_pb2, task_pb2
 from dunnage.api.forward_pb2 import ForwardRequest
 from dunnage.conformance.events import SERVICE as EVENTS
 from dunnage.conformance.shim import METHODS, VERSIONS
@@ -71,6 +71,32 @@ def empty_is_long(method: str, answer: Answer) -> Answer:
     return task_pb2.WaitResponse(exit_status=1) if method == "CloseIO" else answer
 
 
+def memory_without_rss(method: str, answer: Answer) -> Answer:
+    if isinstance(answer, task_pb2.StatsResponse):
+        metrics = metrics_v1_pb2.Metrics.FromString(answer.stats.value)
+        metrics.memory.ClearField("rss")
+        metrics.memory.ClearField("cache")
+        metrics.memory.pg_fault += 1
+        answer.stats.value = metrics.SerializeToString()
+    return answer
+
+
+def options_are_dropped(method: str, request: Any) -> None:
+    if method == "Create":
+        options = options_pb2.Options.FromString(request.options.value)
+        options.no_new_keyring = False
+        request.options.value = options.SerializeToString()
+
+
+def log_files_are_dropped(method: str, request: Any) -> None:
+    if method == "Create" and request.stdout.startswith("file://"):
+        request.stdout = "file:///dev/null"
+
+
+def no_oom(held: list[ForwardRequest], request: ForwardRequest) -> list[ForwardRequest]:
+    return [] if request.envelope.topic == "/tasks/oom" else [request]
+
+
 def start_after_exit(held: list[ForwardRequest], request: ForwardRequest) -> list[ForwardRequest]:
     if request.envelope.topic == "/tasks/start":
         held.append(request)
@@ -94,14 +120,18 @@ ANSWERS: Final[dict[str, Callable[[str, Answer], Answer]]] = {
         short_words,
         no_stats,
         empty_is_long,
+        memory_without_rss,
     )
 }
 EVENT_MUTATIONS: Final[dict[str, Callable[[list[ForwardRequest], ForwardRequest], list[ForwardRequest]]]] = {
-    f.__name__: f for f in (start_after_exit, exits_twice)
+    f.__name__: f for f in (start_after_exit, exits_twice, no_oom)
 }
-SWALLOWED: Final = {"close_io_does_nothing": "CloseIO"}
+REQUESTS: Final[dict[str, Callable[[str, Any], None]]] = {
+    f.__name__: f for f in (options_are_dropped, log_files_are_dropped)
+}
+SWALLOWED: Final = {"close_io_does_nothing": "CloseIO", "checkpoint_does_nothing": "Checkpoint"}
 """Answered without asking the shim."""
-ACTIONS: Final = ("start_talks", "delete_names_another")
+ACTIONS: Final = ("start_talks", "start_reads_nothing", "delete_names_another")
 
 
 class Proxy:
@@ -153,6 +183,8 @@ class Proxy:
             if SWALLOWED.get(self.broken) == name:
                 return Empty()
             client = await self._client(call.connection)
+            if self.broken in REQUESTS:
+                REQUESTS[self.broken](name, request)
             answer: Answer
             try:
                 answer = await client.call(SERVICE, name, request, response_class)
@@ -200,7 +232,7 @@ def start(arguments: list[str], broken: str, shim: str) -> None:
     events_path = f"/run/containerd/s/broken-{os.urandom(8).hex()}"
     answer = subprocess.run(
         [shim, *arguments],
-        stdin=0,
+        stdin=subprocess.DEVNULL if broken == "start_reads_nothing" else 0,
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, "TTRPC_ADDRESS": events_path},

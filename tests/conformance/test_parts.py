@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from dunnage.api import bootstrap_pb2
+from dunnage.conformance import programs, reference
 from dunnage.conformance.__main__ import chosen, main
 from dunnage.conformance.case import Area, Case, Difference
-from dunnage.conformance.cases import AREAS, all_cases
+from dunnage.conformance.cases import AREAS, all_cases, exec_states, init_states, states
 from dunnage.conformance.check import Failed, code_of, refused
-from dunnage.conformance.play import judge
-from dunnage.conformance.scene import Scene
+from dunnage.conformance.play import judge, play
+from dunnage.conformance.scene import Host, Scene
 from dunnage.conformance.shim import Address, Shim
 from dunnage.conformance.table import Mark, lines
 from dunnage.ttrpc.errors import Code, RpcError
@@ -55,6 +56,63 @@ def test_every_area_has_at_least_twelve_cases() -> None:
 
 def test_at_most_fifteen_differences_are_written_down() -> None:
     assert len({difference for case in all_cases() for difference in case.differences}) <= 15
+
+
+def test_every_cell_of_the_documented_tables_is_a_case_or_has_a_reason() -> None:
+    titles = [case.title for case in all_cases()]
+    for section, area, thing, unseen in (
+        ("init", "init states", "a container", init_states.UNSEEN),
+        ("exec", "exec states", "an exec", exec_states.UNSEEN),
+    ):
+        for op, row in reference.cells(section).items():
+            for state in row:
+                beginning = f"{area}: {op} of {thing} that is {state} gives "
+                found = sum(title.startswith(beginning) for title in titles)
+                assert found == (0 if (op, state) in unseen else 1), beginning
+
+
+def test_a_documented_table_says_same_for_the_cell_to_the_left() -> None:
+    table = reference.cells("init")
+    assert table["Pause"]["created (checkpoint)"] == table["Pause"]["created"] == "`cannot pause task in created state`"
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted"),
+    [
+        ("runc start → running", "→ running"),
+        ("→ stopped, then runc resume", "→ stopped 137"),
+        ("`cannot start a running process`", "cannot start a running process"),
+        ("runc kill", "ok"),
+    ],
+)
+def test_a_documented_cell_is_read_as_a_client_sees_it(cell: str, wanted: str) -> None:
+    assert states.read(cell, "running", "gone") == wanted
+    assert states.read(cell, "deleted", "gone") == "gone"
+
+
+def test_a_case_whose_program_is_missing_says_so_and_is_not_played(capsys: pytest.CaptureFixture[str]) -> None:
+    assert asyncio.run(programs.missing(["no-such-program"])) == {"no-such-program"}
+    case = Case("area", "name", nothing, [], needs="no-such-program")
+    outcome = asyncio.run(play(case, unused_host(), ["no-such-program"]))
+    assert outcome.mark is Mark.UNPLAYED
+    text = "\n".join(lines([case], ["go 1.6.20"], {"go 1.6.20": {case.title: outcome}}))
+    assert "–  area: name" in text
+    assert "it needs no-such-program" in text
+
+
+def unused_host() -> Host:
+    return Host.__new__(Host)  # never looked at
+
+
+def test_a_run_that_plays_no_case_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shim = tmp_path / "containerd-shim-x-v2"
+    shim.write_text("#!/bin/sh\necho Version: 1\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["--shim", str(shim), "-k", "init states: Checkpoint of a container that is running*"]) == 2
+    assert "no case was played" in capsys.readouterr().err
 
 
 def test_a_pattern_is_of_areas_names_and_titles() -> None:

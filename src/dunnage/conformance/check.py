@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from dunnage.ttrpc.errors import Code, RpcError
 
-LIMIT_S: Final = 20.0
+LIMIT_S = 20.0
+"""How long an answer, an event or a byte is waited for."""
 LOOK_AGAIN_S: Final = 0.01
 ZERO_TIME_S: Final = -62135596800
 """The first of January of the year 1, which is how Go says that there is no time."""
@@ -66,8 +67,13 @@ def code_of(text: str) -> Code:
     return _CLASSES.get(text.rpartition(": ")[2], Code.UNKNOWN)
 
 
-async def wait_until(holds: Callable[[], object], fact: str, limit_s: float = LIMIT_S) -> None:
+def limit(given_s: float | None = None) -> float:
+    return LIMIT_S if given_s is None else given_s
+
+
+async def wait_until(holds: Callable[[], object], fact: str, limit_s: float | None = None) -> None:
     """For what tells nobody when it changes: processes, mounts and files of others."""
+    limit_s = limit(limit_s)
     give_up = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > give_up:

@@ -15,7 +15,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from dunnage.api import events_pb2
 from dunnage.api.forward_pb2 import Envelope, ForwardRequest
-from dunnage.conformance.check import LIMIT_S, Failed
+from dunnage.conformance.check import Failed, limit
 from dunnage.ttrpc.server import Call, Method, Server
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
@@ -69,7 +69,8 @@ class Events:
         await self.wait_until(lambda: len(self.of(topic, subject)) >= count, f"{topic} {subject or ''} × {count}")
         return self.of(topic, subject)[count - 1]
 
-    async def wait_until(self, holds: Callable[[], bool], fact: str, limit_s: float = LIMIT_S) -> None:
+    async def wait_until(self, holds: Callable[[], bool], fact: str, limit_s: float | None = None) -> None:
+        limit_s = limit(limit_s)
         try:
             async with asyncio.timeout(limit_s):
                 while not holds():

@@ -46,8 +46,8 @@ def processes(namespace: str, directory: Path) -> Iterator[tuple[int, str]]:
 
 def mounts(directory: Path) -> list[str]:
     """The innermost first."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    targets = [line.split()[4] for line in lines]
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()  # of text, they would end at more than newlines
+    targets = [os.fsdecode(line.split(b" ")[4]) for line in lines]
     return [target for target in reversed(targets) if target.startswith(f"{directory}/")]
 
 
@@ -83,7 +83,7 @@ def _sockets_of(pid: int) -> list[Path]:
     """The paths of the unix sockets that the process has bound, or has a connection of."""
     try:
         links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        table = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
+        table = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text(errors="replace").split("\n")[1:]]
     except OSError:
         return []  # it is gone
     return [Path(row[7]) for row in table if len(row) > 7 and row[7][0] == "/" and f"socket:[{row[6]}]" in links]

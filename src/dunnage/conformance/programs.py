@@ -22,7 +22,7 @@ async def missing(names: Iterable[str]) -> set[str]:
 async def _can_run(name: str) -> bool:
     try:
         child = await asyncio.create_subprocess_exec(
-            name, *_CHECKS[name], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+            name, *_CHECKS.get(name, ()), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
         )
     except (FileNotFoundError, PermissionError):
         return False

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from dunnage.api import bootstrap_pb2, options_pb2, task_pb2, task_types_pb2
 from dunnage.conformance import bundle, leftovers
 from dunnage.conformance.bundle import Bundle
-from dunnage.conformance.check import LIMIT_S, Failed, equal, wait_until
+from dunnage.conformance.check import Failed, equal, wait_until
 from dunnage.conformance.events import Events, EventsService
 from dunnage.conformance.shim import Address, Connection, Ran, Shim
 from dunnage.conformance.stdio import Fifos
@@ -68,6 +68,8 @@ class Scene:
         self.addresses: list[Address] = []
         self.is_killed = False
         """Whether the case has killed a shim, which then removes no socket."""
+        self.closers: list[Callable[[], None]] = []
+        """What is called at the end, however the case ends."""
         self._bundles: list[Bundle] = []
         self._fifos: list[Fifos] = []
 
@@ -255,6 +257,8 @@ class Scene:
         """By force, whatever state it is in. A scene that failed has its bundles' `delete` run, as containerd would."""
         for task in self.tasks:
             task.connection.close()
+        for close in self.closers:
+            close()
         for of in self._bundles if failed else ():
             try:
                 await self.run_delete(of)
@@ -291,7 +295,7 @@ class Task:
     def id(self) -> str:
         return self.bundle.id
 
-    async def call(self, method: str, *, timeout_s: float = LIMIT_S, **fields: Any) -> Any:
+    async def call(self, method: str, *, timeout_s: float | None = None, **fields: Any) -> Any:
         return await self.connection.call(method, timeout_s=timeout_s, **{"id": self.id, **fields})
 
     async def create(self, **fields: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.message import DecodeError, Message
 
 from dunnage.api import bootstrap_pb2, task_pb2
-from dunnage.conformance.check import LIMIT_S, Failed
+from dunnage.conformance.check import Failed, limit
 from dunnage.ttrpc.client import Client
 
 VERSIONS: Final = {2: "containerd.task.v2.Task", 3: "containerd.task.v3.Task"}
@@ -103,12 +103,12 @@ async def run(argv: list[str], *, cwd: Path, env: Mapping[str, str] | None = Non
         if source != DEVNULL:
             os.close(source)
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit()):
             stdout, stderr = await child.communicate()
     except TimeoutError:
         child.kill()
         await child.wait()
-        raise Failed(f"{' '.join(argv)} takes longer than {LIMIT_S:g} s") from None
+        raise Failed(f"{' '.join(argv)} takes longer than {limit():g} s") from None
     assert child.returncode is not None
     return Ran(child.returncode, stdout, stderr, time.monotonic() - began)
 
@@ -136,10 +136,10 @@ class Connection:
     @classmethod
     async def open(cls, address: Address, namespace: str) -> Connection:
         closed = asyncio.Event()
-        client = await Client.connect(address.address, timeout_s=LIMIT_S, on_close=closed.set)
+        client = await Client.connect(address.address, timeout_s=limit(), on_close=closed.set)
         return cls(client, namespace, address.version, closed)
 
-    async def call(self, method: str, *, timeout_s: float = LIMIT_S, **fields: Any) -> Any:
+    async def call(self, method: str, *, timeout_s: float | None = None, **fields: Any) -> Any:
         """The answer to the method of that name; its request is made of `fields`."""
         request_class, response_class = _CALLS[method]
         return await self.ask(method, request_class(**fields), response_class, timeout_s=timeout_s)
@@ -151,7 +151,7 @@ class Connection:
         response_class: type[Message],
         *,
         service: str | None = None,
-        timeout_s: float = LIMIT_S,
+        timeout_s: float | None = None,
     ) -> Any:
         """The same with a message, and of a service, that need not be the right ones."""
         return await self.client.call(
@@ -159,7 +159,7 @@ class Connection:
             method,
             request,
             response_class,
-            timeout_s=timeout_s,
+            timeout_s=limit(timeout_s),
             metadata=[("containerd-namespace-ttrpc", self._namespace)],
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from dunnage.conformance.check import LIMIT_S, Failed
+from dunnage.conformance.check import Failed, limit
 
 READ_BYTES: Final = 64 << 10
 
@@ -45,7 +45,7 @@ class Reader:
 
     async def _wait(self, holds: Callable[[], bool], what: str) -> None:
         try:
-            async with asyncio.timeout(LIMIT_S):
+            async with asyncio.timeout(limit()):
                 while not holds():
                     self._changed.clear()
                     await self._changed.wait()

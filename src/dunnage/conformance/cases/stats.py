@@ -261,12 +261,21 @@ async def io(scene: Scene) -> None:
     await same(await scene.running(), told, read, least=0)
 
 
+async def counts(task: Task, wanted: int) -> None:
+    """In the end: the runtime's own processes are in the cgroup for a moment, until they are reaped."""
+    for _ in range(TRIES):
+        if (await measure(task)).pids == wanted:
+            return
+        await task.status()
+    equal("how many", (await measure(task)).pids, wanted)
+
+
 @AREA.case("Stats counts the container's processes, those of execs too")
 async def processes(scene: Scene) -> None:
     task = await scene.running()
-    equal("how many", (await measure(task)).pids, 1)
+    await counts(task, 1)
     await task.started_exec("e1")
-    equal("how many", (await measure(task)).pids, 2)
+    await counts(task, 2)
 
 
 @AREA.case("Stats of a container that uses memory says how much")
@@ -308,7 +317,7 @@ async def used_cpu(scene: Scene) -> None:
 @AREA.case("Stats of a paused container are told as of any other")
 async def paused(scene: Scene) -> None:
     task = await scene.paused()
-    equal("how many", (await measure(task)).pids, 1)
+    await counts(task, 1)
 
 
 @AREA.case("Stats of a container that has ended are zeros")

@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from dunnage.api import task_pb2, ttrpc_pb2
 from dunnage.conformance.case import Area
-from dunnage.conformance.check import LIMIT_S, equal, refused, that
+from dunnage.conformance.check import equal, limit, refused, that
 from dunnage.conformance.scene import Scene, Status, Task
 from dunnage.conformance.shim import VERSIONS
 from dunnage.ttrpc.errors import Code
@@ -31,7 +31,9 @@ class Wire:
 
     @classmethod
     async def open(cls, task: Task) -> Wire:
-        return cls(task, *await asyncio.open_unix_connection(task.address.path))
+        wire = cls(task, *await asyncio.open_unix_connection(task.address.path))
+        task.scene.closers.append(wire.close)
+        return wire
 
     def request(self, method: str, payload: bytes, timeout_ns: int = 0) -> bytes:
         request = ttrpc_pb2.Request(service=self.service, method=method, payload=payload, timeout_nano=timeout_ns)
@@ -42,7 +44,7 @@ class Wire:
 
     async def receive(self) -> tuple[int, ttrpc_pb2.Response, int]:
         """Stream, response, and how many bytes it had."""
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit()):
             length, stream_id, kind, _ = HEADER.unpack(await self.reader.readexactly(HEADER.size))
             data = await self.reader.readexactly(length)
         equal("the frame's type", kind, RESPONSE)
