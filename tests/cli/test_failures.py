@@ -31,8 +31,7 @@ def test_a_run_that_fails_says_one_sentence_and_a_hint_and_all_there_is_when_ask
     assert " create --bundle " in long[3]
     assert long[3].endswith(": exit status 1")
     assert any(line.startswith("dunnage: the runtime logged error: ") for line in long[4:])
-    run = ("run", "--runtime", "no-such-runtime", "--rootfs", str(rootfs), "--", "true")
-    lines = said(machine, *run, status=125)
+    lines = said(machine, "run", "--runtime", "no-such-runtime", "--rootfs", str(rootfs), "--", "true", status=125)
     assert lines[1].startswith("dunnage: hint: the OCI runtime no-such-runtime is in no directory of the PATH")
     assert len(lines) == 2
     assert machine.json("ps", "-a", "--json") == []
