@@ -51,6 +51,10 @@ class Wire:
         async with asyncio.timeout(limit_s):
             return await self._waiting[stream_id]
 
+    async def send_request(self, data: bytes) -> None:
+        """Whatever it is, in a proper frame; its answer is one of the ``strays``."""
+        await self.send(encode(self.next_id(), Type.REQUEST, 0, data))
+
     def next_id(self) -> int:
         self._last_id += 2
         return self._last_id
