@@ -82,6 +82,11 @@ class Bundle:
         status = os.fstat(self.directory)
         return status.st_dev, status.st_ino
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the directory is no more, whoever removed it."""
+        return self.directory >= 0 and os.fstat(self.directory).st_nlink == 0
+
     def make_rootfs(self) -> None:
         """Make the directory that is mounted on. Raises Error."""
         try:

@@ -61,6 +61,8 @@ class Launches:
             if namespaces(request.pid) != self._namespaces:
                 return LaunchAnswer(Kind.OTHER_NAMESPACES)
         except OSError as error:
+            # it gave us up, having asked for a delete perhaps: that was done without us
+            self._worker.look_for_removed()
             return refusal(f"the launcher {request.pid} cannot be seen: {error}")
         try:
             flags = shim_flags.parse(request.argv)

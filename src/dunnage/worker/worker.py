@@ -42,6 +42,7 @@ from dunnage.worker.served import Launch, ServedGroup
 OTHER_WORKERS_PIPES_BYTES = 2 * 1024 * 1024
 _LAST_DELETE_S = 5.0
 _LAST_EVENTS_S = 3600.0  # how long the last events of a containerd that does not take them are kept
+_LOOKS_FOR_REMOVED_S = (0.0, 1.0, 5.0)  # a delete that was given up may go on elsewhere for so long
 _LOOK_S = 1.0  # between two looks whether its socket is there
 
 
@@ -274,6 +275,12 @@ class Worker:
         if not self._lost:
             self.host.adopt_the_rest()
 
+    def look_for_removed(self) -> None:
+        """End the containers whose bundles have been removed, now or in the next seconds: containerd got no answer from
+        here, had them deleted by their files alone, and will not ask for a Delete."""
+        for after_s in _LOOKS_FOR_REMOVED_S:
+            asyncio.get_running_loop().call_later(after_s, self._end_removed)
+
     def begins(self, namespace: str, container_id: str, identity: tuple[int, int]) -> None:
         """A container is about to be made in a bundle directory: what ended under its name or there was another."""
         self._ends.forget(namespace, container_id, identity)
@@ -363,6 +370,18 @@ class Worker:
             self._event_journal.done(number)
         if dropped:
             self.log.error("%d events of namespace %s are dropped: no containerd takes them at %s", len(dropped), *key)
+
+    def _end_removed(self) -> None:
+        for served in list(self.groups.values()):
+            for container in list(served.group.containers.values()):
+                if container.bundle.is_removed:
+                    self.in_background(self._end_without_bundle(served, container))
+
+    async def _end_without_bundle(self, served: ServedGroup, container: Container) -> None:
+        self.log.warning("container %s was deleted without us: its bundle is gone", container.name)
+        await container.destroy()
+        self.forget(served, container)
+        self.close_if_empty(served)
 
     def _end_if_idle(self, end: Callable[[], None]) -> None:
         if self.groups or self._publishers:
