@@ -16,7 +16,11 @@ import pytest
 from tests.containerd.harness import Containerd, Events, Shim, all_processes, cgroups_below, wait_until
 from tests.containerd.test_restart import is_gone
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("dunnage_alone")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.usefixtures("dunnage_alone"),
+    pytest.mark.parametrize("shim", ["runc", pytest.param("crun", marks=pytest.mark.long)], indirect=True),
+]
 
 STUBBORN = ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 0.05; done"]
 
@@ -85,6 +89,14 @@ def test_a_containerd_that_finds_its_shim_killed_cleans_up(containerd: Container
     remove_sockets(containerd)
 
 
+def state_of(worker: int, log: Path) -> bytes:
+    """What it says of itself (SIGUSR1)."""
+    begun = log.stat().st_size
+    os.kill(worker, signal.SIGUSR1)
+    wait_until(lambda: b"=== end of the state" in log.read_bytes()[begun:], "it has told its state")
+    return log.read_bytes()[begun:].partition(b"it was interrupted at")[0].replace(b"groups", b"")
+
+
 @pytest.mark.long
 def test_a_containerd_that_finds_its_shim_hanging_cleans_up(containerd: Containerd) -> None:
     """It waits 5 s for the answer to its Connect, and then 5 s for `delete`."""
@@ -104,6 +116,10 @@ def test_a_containerd_that_finds_its_shim_hanging_cleans_up(containerd: Containe
         for hung in (keeper, worker):
             os.kill(hung, signal.SIGCONT)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the keeper that goes on has reaped it")
+    # and nothing is kept of it, else the keeper would stay for ever
+    log = containerd.state_directories()[0] / "log"
+    wait_until(lambda: b"was deleted without us" in log.read_bytes(), "the worker has heard of it")
+    wait_until(lambda: b"group" not in state_of(worker, log), "its group has gone")
     containerd.ctr("container", "rm", "c1")
     assert containerd.run("c2", "echo", "again").stdout == b"again\n"
 

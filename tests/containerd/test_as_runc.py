@@ -142,6 +142,7 @@ def test_a_container_is_paused_and_resumed(containerd: Containerd) -> None:
     containerd.remove("c1")
 
 
+@pytest.mark.long
 def test_a_container_is_checkpointed(containerd: Containerd) -> None:
     """It goes on, or ends with it."""
     containerd.run_detached("c1", "sh", "-c", "i=0; while :; do i=$((i+1)); sleep 0.01; done")
@@ -173,6 +174,7 @@ def test_a_memory_limit_is_in_force_and_what_outgrows_it_is_told_of_before_its_e
         assert "oom" not in events.topics("c2")
 
 
+@pytest.mark.long
 def test_output_goes_to_a_file(containerd: Containerd) -> None:
     log = containerd.directory / "output"
     containerd.run_detached("c1", "sh", "-c", "echo out; echo err >&2", options=["--log-uri", f"file://{log}"])
@@ -182,6 +184,7 @@ def test_output_goes_to_a_file(containerd: Containerd) -> None:
     assert sorted(log.read_text().splitlines()) == ["err", "out"]
 
 
+@pytest.mark.long
 def test_output_goes_to_a_program(containerd: Containerd) -> None:
     log, driver = containerd.directory / "output", containerd.directory / "driver"
     driver.write_text(
@@ -196,6 +199,7 @@ def test_output_goes_to_a_program(containerd: Containerd) -> None:
     assert log.read_text().splitlines() == ["c1 key value", "out", "err"]
 
 
+@pytest.mark.long
 def test_thirty_execs_at_once_take_less_than_twice_as_long_as_the_runtime_s_in_a_row(containerd: Containerd) -> None:
     """And every State is answered meanwhile. Under the Go shim of 1.6 both may take ten seconds."""
     containerd.run_detached("c1", "sleep", "1000")

@@ -1,4 +1,4 @@
-"""The log fifo of a bundle: what a worker says of a container is in the log of whichever containerd there is by then."""
+"""The log fifo of a bundle: a worker's words about a container are in the log of whichever containerd there is then."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 from tests.containerd.harness import Containerd, all_processes, wait_until
 from tests.containerd.test_restart import is_gone
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.parametrize("shim", ["runc", pytest.param("crun", marks=pytest.mark.long)], indirect=True),
+]
 
 
 class Said:
