@@ -35,9 +35,6 @@ MUTANTS = 6
 GROWTH_BYTES = 6 << 20  # of the worker's and the keeper's memory from the warm-up to the end; noise is below 2 MiB
 
 
-# Where it is sent
-
-
 class Target:
     """A house with ``c0``, which nobody may disturb, and the group of ``c1``, whose socket gets it all."""
 
