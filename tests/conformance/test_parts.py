@@ -186,3 +186,14 @@ def test_refused_takes_the_text_and_its_code_and_nothing_else() -> None:
     for call in (answered(), failing(Code.UNKNOWN, "it: not found"), failing(Code.UNKNOWN, "another")):
         with pytest.raises(Failed):
             asyncio.run(refused(call, "it: not found"))
+
+
+def test_the_documentation_has_every_difference_and_its_source() -> None:
+    text = (Path(__file__).parents[2] / "docs/conformance.md").read_text()
+    differences = {difference for case in all_cases() for difference in case.differences}
+    assert [each for each in differences if each.why not in text or each.source not in text] == []
+
+
+def test_the_documentation_has_every_area() -> None:
+    text = (Path(__file__).parents[2] / "docs/conformance.md").read_text()
+    assert [area.name for area in AREAS if f"| {area.name} | " not in text] == []

@@ -191,7 +191,7 @@ async def no_other_files(scene: Scene) -> None:
         "dunnage *",
         "it remembers how the container ended, and answers that",
         "the shim",
-        "containerd issue 4769 and pull request 6465: 137 stands there because nothing keeps the exit code",
+        "containerd issues 4769 and 8381: the 137 is no exit's, and has been taken for one",
     ),
 )
 async def delete_after_end(scene: Scene) -> None:
