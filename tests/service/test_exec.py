@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.service.conftest import Scenario
@@ -36,11 +37,35 @@ def test_a_refused_exec_frees_its_id(perform: Perform) -> None:
         request = task_pb2.ExecProcessRequest(id="c1", exec_id="e1")
         request.spec.value = b"{"
         assert (await stage.refusal("Exec", request))[0] == 3
-        with pytest.raises(RpcError, match="unknown STDIO scheme pipe"):
-            await stage.exec("c1", "e1", ["true"], stdout="pipe://x")
         await stage.exec("c1", "e1", ["true"])
         await stage.start("c1", "e1")
         assert (await stage.wait("c1", "e1")).exit_status == 0
+
+    perform(scenario)
+
+
+@pytest.mark.parametrize(
+    ("stdio", "code", "text"),
+    [
+        ({"stdout": "pipe://x"}, 2, "unknown STDIO scheme pipe"),
+        ({"stdout": "out"}, 3, "stdout path out is not absolute: invalid argument"),
+        ({"stdin": "/a\0b"}, 3, r"stdin path '/a\x00b' contains a zero byte: invalid argument"),
+        ({"stdout": "binary://"}, 3, "binary:// names no path: invalid argument"),
+        ({"terminal": True}, 2, "stat : no such file or directory"),
+    ],
+)
+def test_an_exec_is_asked_for_its_stdio_when_it_starts(
+    perform: Perform, stdio: dict[str, Any], code: int, text: str
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["true"], **stdio)
+        refused = await stage.refusal("Start", task_pb2.StartRequest(id="c1", exec_id="e1"))
+        failure = "start console copy" if "terminal" in stdio else "create init process I/O"
+        assert refused == (code, f"failed to {failure}: {text}")
+        assert (await stage.wait("c1", "e1")).exited_at.seconds == ZERO_S
+        await stage.delete("c1", "e1")
+        assert stage.told("c1") == ["Created", "Started", "ExecAdded e1"]
 
     perform(scenario)
 

@@ -7,6 +7,7 @@ and watches, and the bundle; everything else is handed in.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -411,6 +412,8 @@ class Container:
         return process is self.init and self.init.began is Operation.CHECKPOINT
 
     async def _kill_init(self, number: int, everyone: bool) -> None:
+        if everyone and number > signal.SIGRTMAX:  # the runtime would send it to nobody, and say that all is well
+            raise Error(f"unknown error after kill: signal {number} does not exist")
         await self._runtime.kill(self.id, number, all=everyone)
         if number == KILL and self.init.state is State.PAUSED:
             self._exits.cgroup.let_kill_through()

@@ -33,7 +33,6 @@ class Execs:
         if exec_id in self.by_id:
             raise AlreadyExists(f"id {exec_id}")
         self._init.check(Operation.EXEC)
-        self._means.plan(io)
         self.by_id[exec_id] = Exec(exec_id, io, spec)
         self.deleted.pop(exec_id, None)
         self._telling.publish(ExecAdded(exec_id))

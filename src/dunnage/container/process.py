@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from typing import Any, ClassVar
 
 from dunnage.container import states
@@ -150,8 +152,9 @@ class Exec(Process):
             self.watch.signal(number)
         except ProcessLookupError as error:
             raise NotFound("process already finished") from error
-        except OSError as error:
-            raise Error(f"exec kill error: unknown error after kill: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            reason = os.strerror(getattr(error, "errno", errno.EINVAL)).lower()  # no int, and so no signal
+            raise Error(f"exec kill error: unknown error after kill: {reason}") from error
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "spec": self.spec}
