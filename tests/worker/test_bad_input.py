@@ -77,7 +77,14 @@ def play(directory: Path, rootfs: Path, scenario: Callable[[Site], Awaitable[Non
                 assert (await task.call("State")).status == task_types_pb2.RUNNING
                 assert (await task.call("State", exec_id="e1")).status == task_types_pb2.RUNNING
                 assert (await task.call("State", exec_id="idle")).status == task_types_pb2.CREATED
-                assert set(house.told("c1")) == {"Create", "Start", "ExecAdded idle", "ExecAdded e1", "ExecStarted e1"}
+                added = {f"ExecAdded bad{number}" for number in range(50)}
+                assert set(house.told("c1")) - added == {
+                    "Create",
+                    "Start",
+                    "ExecAdded idle",
+                    "ExecAdded e1",
+                    "ExecStarted e1",
+                }
                 assert set(house.told("c0")) == {"Create", "Start"}
                 assert len(house.events) == len(house.told("c0")) + len(house.told("c1")), "told of something else"
                 async with asyncio.timeout(LIMIT_S):
