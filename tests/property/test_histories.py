@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.property import life
 from tests.property.history import History
+from tests.property.life import ID
 
+from dunnage.api import task_pb2
 from dunnage.cgroups.paths import V1Cgroup
 from dunnage.container import cgroup, exits
 from dunnage.container.container import Container
@@ -21,6 +23,7 @@ from dunnage.container.exits import Exits
 from dunnage.container.facts import Ended, Exited
 from dunnage.container.ordering import INIT, ExitOrder
 from dunnage.container.process import Process
+from dunnage.container.states import State
 from dunnage.container.telling import Telling
 
 HISTORIES = 5000
@@ -93,6 +96,64 @@ def test_every_exit_is_told_once_and_in_order_however_a_container_s_history_goes
 @given(choices=st.binary(max_size=3 * LONGEST))
 def test_long_histories_too(play: Play, choices: bytes) -> None:
     play(choices)
+
+
+async def begin(directory: Path) -> History:
+    """A container that was created, whose start has failed once."""
+    history = History(str(directory), b"")
+    history.world.files["config.json"] = "{}"
+    history._ask("Create", task_pb2.CreateTaskRequest(id=ID, bundle=str(directory)))
+    await history._finish_calls()
+    await start_in_vain(history, "")
+    return history
+
+
+async def start_in_vain(history: History, exec_id: str) -> None:
+    history._ask("Start", task_pb2.StartRequest(id=ID, exec_id=exec_id))
+    await history._settle()
+    history.world.fail(history.world.in_flight[0])
+    await history._settle()
+
+
+def test_an_exec_that_a_former_worker_was_starting_again_is_waited_for(play: Play, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        history = await begin(tmp_path)
+        history._add_exec("e1")
+        await start_in_vain(history, "e1")
+        history._ask("Start", task_pb2.StartRequest(id=ID, exec_id="e1"))
+        await history._settle()
+        history._worker_will_die(0)
+        history.world.succeed(history.world.in_flight[0])
+        await history._settle()
+        history._ask("Wait", task_pb2.WaitRequest(id=ID, exec_id="e1"))
+        await history._settle()
+        assert history.requests[-1].answer is None, "it runs"
+        await history._finish()
+        history._check()
+        history._life.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_may_die_before_any_effect_of_a_delete(play: Play, tmp_path: Path) -> None:
+    async def scenario(effects: int) -> bool:
+        history = await begin(tmp_path)
+        for process in history.world.alive:
+            history.world.die(process, 3)
+        await history._finish_calls()
+        history._worker_will_die(effects)
+        history._ask("Delete", task_pb2.DeleteRequest(id=ID))
+        await history._finish_calls()
+        died = history._life.number > 1
+        await history._finish()
+        history._check()
+        history._life.close()
+        return died
+
+    effects = 1
+    while asyncio.run(scenario(effects)):
+        effects += 1
+    assert effects > 10, "a delete has many"
 
 
 # The test of the test: each of these faults is found in a few of the histories.
@@ -212,6 +273,22 @@ def look_for_kills_after_the_exit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exits.Exits, "tell", wrong)
 
 
+def tell_a_kill_apart_from_the_exit(patch: pytest.MonkeyPatch) -> None:
+    tell = Exits.tell
+
+    def wrong(told: Exits, process_ids: list[str]) -> None:
+        if process_ids:
+            told.cgroup.look()
+        tell(told, process_ids)
+
+    patch.setattr(Exits, "tell", wrong)
+
+
+def answer_a_start_that_never_was(patch: pytest.MonkeyPatch) -> None:
+    was_started = property(lambda process: process.state is not State.CREATED, lambda process, value: None)
+    patch.setattr(Process, "was_started", was_started, raising=False)
+
+
 def leave_a_stray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("dunnage.container.execs.Execs._end_stray", lambda execs, exec_id: None)
 
@@ -241,6 +318,8 @@ FAULTS = [
     leave_those_that_a_dead_init_leaves,
     release_no_waiter,
     look_for_kills_after_the_exit,
+    tell_a_kill_apart_from_the_exit,
+    answer_a_start_that_never_was,
     leave_a_stray,
     start_again_when_it_is_asked_again,
     keep_the_store,

@@ -161,8 +161,8 @@ class Bundle:
         self._write(FAILURES, json.dumps(stories, separators=(",", ":")), 0o600)
 
     def forget(self) -> None:
-        """Remove what only a living container needs."""
-        for name in (RECORD, LAUNCH, FAILURES):
+        """Remove what only a living container needs; by the last of it a next worker knows that there is some left."""
+        for name in (FAILURES, RECORD, LAUNCH):
             self.remove(name)
             self.remove(f".{name}.new")
 

@@ -339,6 +339,7 @@ class Container:
             pid = await takeover.pid_if_started(process)
             if pid:
                 process.pid, process.state = pid, State.RUNNING
+                process.hold_waiters()  # a start of it that failed before had let them go
                 self._exits.order.starting(process.id)
                 started.append(process)
         began = self.init.began
