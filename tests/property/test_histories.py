@@ -120,6 +120,8 @@ def test_an_exec_that_a_former_worker_was_starting_again_is_waited_for(play: Pla
         history = await begin(tmp_path)
         history._add_exec("e1")
         await start_in_vain(history, "e1")
+        history._add_exec("e2")  # for which all is written down
+        await history._settle()
         history._ask("Start", task_pb2.StartRequest(id=ID, exec_id="e1"))
         await history._settle()
         history._worker_will_die(0)
