@@ -87,10 +87,10 @@ async def file_mode(scene: Scene) -> None:
     equal("its mode", path.stat().st_mode & 0o777, 0o644)
 
 
-@AREA.case("file:// of stdout takes stderr too, whatever stderr says")
+@AREA.case("file:// of stdout takes stderr too, whatever stderr says", LOST_END)
 async def only_stdout_counts(scene: Scene) -> None:
     path, other = scene.directory / "c1.log", scene.directory / "other.log"
-    await lived(scene, f"file://{path}", "sh", "-c", "echo err >&2; exec >&-", stderr=f"file://{other}")
+    await lived(scene, f"file://{path}", "sh", "-c", "echo err >&2", stderr=f"file://{other}")
     that(not other.exists(), "there is no file of stderr's name")
     equal("stdout's", path.read_text(), "err\n")
 
