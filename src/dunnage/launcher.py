@@ -467,6 +467,8 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
     runtime = text_of(bundle, "runtime") or options.get("binary_name") or "runc"
     root = options.get("root") or "/run/containerd/runc"
     argv = [runtime, "--root", f"{root}/{namespace}"]
+    if options.get("systemd_cgroup"):
+        argv.append("--systemd-cgroup")  # runc before 1.1 does not know it of itself, and would leave the scope
     if os.path.isdir(bundle):
         argv += ["--log", f"{bundle}/log.json", "--log-format", "json"]
     argv += ["delete", "--force", container]
@@ -492,7 +494,7 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
 
 
 def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
-    """The text values of options.json; none where there is no such file, or half of one."""
+    """The values of options.json that are texts, or true; none where there is no such file, or half of one."""
     import json
 
     if not (text := text_of(bundle, "options.json")):
@@ -502,7 +504,7 @@ def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
     except (TypeError, ValueError, RecursionError) as error:
         warnings.append(f"{bundle}/options.json: {error}")
         return {}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str) or value is True}
 
 
 def text_of(directory: str, name: str) -> str | None:

@@ -47,12 +47,13 @@ def response(done: subprocess.CompletedProcess[bytes]) -> task_pb2.DeleteRespons
 def test_a_whole_bundle(room: Room) -> None:
     runtime(room)
     (room.bundle / "init.pid").write_text("4711")
-    (room.bundle / "options.json").write_text(json.dumps({"root": "/run/other", "io_uid": 7}))
+    (room.bundle / "options.json").write_text(json.dumps({"root": "/run/other", "io_uid": 7, "systemd_cgroup": True}))
     done = room.launch("delete", "-bundle", "/somewhere/else")
     assert response(done).pid == 4711
     assert done.stderr == b""
     log = f"{room.bundle}/log.json"
-    words = ["--root", "/run/other/default", "--log", log, "--log-format", "json", "delete", "--force", "c1"]
+    words = ["--root", "/run/other/default", "--systemd-cgroup", "--log", log, "--log-format", "json"]
+    words += ["delete", "--force", "c1"]
     assert called(room) == [str(room.bundle), *words]
     assert not room.state.exists()
     assert not room.starts()

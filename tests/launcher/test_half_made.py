@@ -183,3 +183,28 @@ def test_a_container_of_any_name_is_deleted(room: Room, stub: Path, container: s
         assert done.stderr.splitlines()[-1] == b"0", "nothing is mounted any more"
         assert task_pb2.DeleteResponse.FromString(done.stdout).pid == 4711
         assert called.read_bytes() == os.fsencode(container)
+
+
+@pytest.mark.parametrize(
+    ("mounts", "left_by_go"),
+    [
+        ("true", 0),
+        ("mount -t tmpfs none rootfs", 0),
+        ("mount -t tmpfs none rootfs && mount -t tmpfs none rootfs", 0),
+        # upstream unmounts what lies in it since 1.7
+        ("mount -t tmpfs none rootfs && mkdir rootfs/a && mount -t tmpfs none rootfs/a", 2),
+        ("mount -t tmpfs none rootfs && exec 9< rootfs", 1),
+    ],
+)
+def test_no_mount_is_left(room: Room, stub: Path, mounts: str, left_by_go: int) -> None:
+    for shim, expected in ((room.launcher, 0), (GO_SHIM, left_by_go)):
+        bundle = make_bundle(room, f"c{expected}" if shim == GO_SHIM else "c")
+        (bundle / "rootfs").mkdir()
+        argv = [str(shim), "-namespace", "default", "-address", "", "-id", bundle.name, "delete"]
+        script = f'{mounts} && "$@" > {room.top}/answer && grep -c {bundle}/ /proc/self/mountinfo'
+        env = {**os.environ, "PATH": f"{room.top}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", *argv], cwd=bundle, env=env, capture_output=True, timeout=20
+        )
+        assert int(done.stdout) == expected, done.stderr
+        assert task_pb2.DeleteResponse.FromString((room.top / "answer").read_bytes()).pid == 4711
