@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dunnage.conformance import programs, reference
 from dunnage.conformance.case import Area
+from dunnage.conformance.cases import states
 from dunnage.conformance.cases.states import Cell, Enter, Outside, Row, Table, fill, fill_from
 from dunnage.conformance.check import ZERO_TIME_S, equal, refused, that
 from dunnage.conformance.scene import RESOURCES_URL, Scene, Status, Task, any_of_json
@@ -237,3 +238,16 @@ for name, enter in (("created", created), ("running", running), ("paused", pause
         return play
 
     AREA.add(f"an exit of a container that is {name} stops it, and every waiter hears of it", exit_in())
+
+
+def shutdown_in(state: str, enter: Enter) -> None:
+    @AREA.case(f"Shutdown of a shim whose container is {state} ends nothing")
+    async def play(scene: Scene) -> None:
+        task = await enter(scene)
+        await task.call("Shutdown", now=True)
+        await states.expect_state(task, TABLE, state)
+
+
+for state_name, enter_state in STATES.items():
+    if state_name != states.GONE:
+        shutdown_in(state_name, enter_state)
