@@ -17,7 +17,6 @@ from tests.conformance import newer
 
 from dunnage.cli.install import write_launchers
 from dunnage.conformance import cases
-from dunnage.launcher import key_of
 
 pytestmark = pytest.mark.real
 
@@ -39,26 +38,27 @@ def shim(request: pytest.FixtureRequest, directory: Path) -> Iterator[Path]:
     elif request.param == "go 2.1":
         yield newer.go_shim()
     else:
-        (path,) = write_launchers(directory / "bin")
+        binaries = directory / "bin"
+        binaries.mkdir()
+        (path,) = write_launchers(binaries)
         yield path
-        end_keepers(f"{key_of(str(directory))}-")
+        end_keepers(directory)
 
 
-def end_keepers(prefix: str) -> None:
-    """Those whose containerd's address begins so; they would stay for a while otherwise."""
+def end_keepers(directory: Path) -> None:
+    """Those that were started with their temporary files in there; they would stay for a while otherwise."""
     for entry in Path("/proc").iterdir():
         try:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
+            environ = (entry / "environ").read_bytes()
         except OSError:
             continue
-        if b"keeper" in argv and any(Path(os.fsdecode(word)).name.startswith(prefix) for word in argv):
+        if argv[1:2] == [b"keeper"] and os.fsencode(directory) in environ:
             keeper = os.pidfd_open(int(entry.name))
             signal.pidfd_send_signal(keeper, signal.SIGTERM)
             assert select.select([keeper], [], [], 10)[0], "the keeper does not end"
             os.close(keeper)
-    for path in Path("/run/dunnage").iterdir():
-        if path.name.startswith(prefix):
-            shutil.rmtree(path)
+            shutil.rmtree(os.fsdecode(argv[2]))
 
 
 def play(shim: Path, directory: Path, *arguments: str, timeout_s: float) -> str:
