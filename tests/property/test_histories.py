@@ -158,6 +158,34 @@ def test_a_worker_may_die_before_any_effect_of_a_delete(play: Play, tmp_path: Pa
     assert effects > 10, "a delete has many"
 
 
+def test_a_worker_may_die_before_any_effect_of_taking_starts_up(play: Play, tmp_path: Path) -> None:
+    async def scenario(effects: int) -> bool:
+        history = await begin(tmp_path)
+        for exec_id in ("e1", "e2"):
+            history._add_exec(exec_id)
+        await history._settle()
+        for exec_id in ("", "e1", "e2"):
+            history._ask("Start", task_pb2.StartRequest(id=ID, exec_id=exec_id))
+        await history._settle()
+        history._worker_will_die(0)
+        history._worker_will_die(effects)
+        for call in history.world.in_flight:
+            history.world.succeed(call)
+        history.world.run_out_of_memory(history.world.alive[-1])
+        await history._finish_calls()
+        died = history._life.number > 2
+        await history._finish()
+        history._check()
+        history._life.close()
+        assert [type(fact).__name__ for fact in history.world.events].count("ExecStarted") == 2
+        return died
+
+    effects = 1
+    while asyncio.run(scenario(effects)):
+        effects += 1
+    assert effects > 10, "a taking-up has many"
+
+
 # The test of the test: each of these faults is found in a few of the histories.
 
 

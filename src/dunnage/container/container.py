@@ -334,28 +334,29 @@ class Container:
 
     async def _take_up(self, takeover: Takeover) -> None:
         processes: list[Process] = [self.init, *self.execs.values()]
-        started = []
+        started: list[Process] = []
         for process in processes:
             pid = await takeover.pid_if_started(process)
             if pid:
                 process.pid, process.state = pid, State.RUNNING
                 process.hold_waiters()  # a start of it that failed before had let them go
+                process.was_started = True
                 self._exits.order.starting(process.id)
                 started.append(process)
+        if self.init in started and self.checkpoint.path:
+            self._exits.cgroup.find(self.init.pid)
+        if started:  # all of them, before anything else of them is written down
+            self._telling.publish(*(ExecStarted(one.id, one.pid) if one.id else Started(one.pid) for one in started))
         began = self.init.began
         if self.init.state is State.CREATED_CHECKPOINT and began is Operation.START:
             await self._means.forget_in_runtime()  # what is there of it cannot be restored into
         for process in processes:
             process.stdio = takeover.take_stdio(process, partial(self._means.plan, process.io))
-        if self.init in started and self.checkpoint.path:
-            self._exits.cgroup.find(self.init.pid)
         if self.init.pid and not self.init.is_over:
             self._exits.cgroup.watch()
         for process in processes:
             self._exits.watch_again(process)
         for process in started:
-            process.was_started = True
-            self._telling.publish(ExecStarted(process.id, process.pid) if process.id else Started(process.pid))
             self._exits.tell(self._exits.order.started(process.id))
         if began in (Operation.PAUSE, Operation.RESUME) and not self.init.has_exited:
             await self._take_up_freezing(takeover, began)
