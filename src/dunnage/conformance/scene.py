@@ -146,13 +146,17 @@ class Scene:
         any = pack(options)
         if not self.shim.wants_bootstrap:
             return any.SerializeToString()
+        return self.bootstrap(id, any)
+
+    def bootstrap(self, id: str, options: AnyMessage) -> bytes:
+        """What containerd 2.3 and later give to `start`."""
         return bootstrap_pb2.BootstrapParams(
             instance_id=id,
             namespace=self.namespace,
             containerd_ttrpc_address=f"{self.host.address}.ttrpc",
             containerd_grpc_address=os.fspath(self.host.address),
             containerd_binary="/usr/bin/containerd",
-            extensions=[bootstrap_pb2.Extension(value=any)],
+            extensions=[bootstrap_pb2.Extension(value=options)],
             socket_dir="/run/containerd/s",
         ).SerializeToString()
 

@@ -57,18 +57,32 @@ async def options(scene: Scene) -> None:
     await created_by(ran, bundle, scene)
 
 
-@AREA.case(
-    "bytes on stdin that are no message are ignored",
-    Difference(
-        "go 1.*",
-        "it refuses to start",
-        "the case",
-        "containerd 1.7's manager_linux.go: options that cannot be read are none",
-    ),
+UNREADABLE: Final = Difference(
+    "go 1.*",
+    "it refuses to start",
+    "the case",
+    "containerd 1.7's manager_linux.go: options that cannot be read are none",
 )
+
+
+@AREA.case("bytes on stdin that are no message are ignored", UNREADABLE)
 async def garbage(scene: Scene) -> None:
     bundle = scene.bundle()
     await created_by(await scene.run_start(bundle, stdin=b"\xff\xff\xff"), bundle, scene)
+
+
+@AREA.case("BootstrapParams on stdin make a shim, which answers in its own way where it knows them", UNREADABLE)
+async def bootstrap(scene: Scene) -> None:
+    bundle = scene.bundle()
+    ran = await scene.run_start(bundle, stdin=scene.bootstrap(bundle.id, pack(scene.options())))
+    await created_by(ran, bundle, scene)
+
+
+@AREA.case("BootstrapParams of another container are no options and no reason to fail", UNREADABLE)
+async def foreign_bootstrap(scene: Scene) -> None:
+    bundle = scene.bundle()
+    ran = await scene.run_start(bundle, stdin=scene.bootstrap("another", pack(scene.options())))
+    await created_by(ran, bundle, scene)
 
 
 @AREA.case("start again with other options on stdin gives the same shim")
