@@ -35,6 +35,7 @@ from dunnage.container.facts import (
 from dunnage.container.states import State
 from dunnage.ttrpc.errors import Code
 
+MAKERS = ("create", "restore", "exec")
 EXECS = ("e1", "e2", "e3")
 REFUSALS = (Code.UNKNOWN, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.UNIMPLEMENTED)
 LAST_TURNS = 2000
@@ -54,6 +55,7 @@ class History:
         self._choices = iter(choices)
         kind = next(self._choices, 0)
         self.world = World(private_pids=kind % 2 == 0)
+        self._checkpoint = "/image" if kind % 8 == 7 else ""
         self._calm_steps = kind >> 3
         """So long the init is left alone, so that there is time for its execs."""
         self.requests: list[Request] = []
@@ -70,7 +72,7 @@ class History:
         namespaces = [{"type": "pid"}] if self.world.private_pids else []
         self.world.files["config.json"] = json.dumps({"linux": {"namespaces": namespaces}})
         try:
-            self._ask("Create", task_pb2.CreateTaskRequest(id=ID, bundle=self._directory))
+            self._create()
             for byte in self._choices:
                 self._calm_steps -= 1
                 if byte in _DEATHS:
@@ -94,14 +96,14 @@ class History:
         """What the runtime and the kernel may do. Some more than once: they are likelier."""
         world = self.world
         for call in world.in_flight:
-            if call.verb in ("create", "exec") and call.made is None and (call.verb == "create" or self._init_lives()):
+            if call.verb in MAKERS and call.made is None and (call.verb != "exec" or self._init_lives()):
                 yield partial(world.appear, call)
             if world.may_succeed(call):
                 yield from [partial(self._succeed, call)] * 6
             if (call.verb == "create" and self._calm_steps > 0) or "--force" in call.argv:
                 continue
             yield partial(self._fail, call)
-            if call.verb in ("create", "exec"):
+            if call.verb in MAKERS:
                 yield partial(world.kill, call, late=world.may_succeed(call))
         for process in world.alive:
             if process.name or self._calm_steps <= 0:
@@ -115,7 +117,7 @@ class History:
     def _asks(self) -> Iterator[Step]:
         """What the client may ask; most of it makes sense."""
         if self._may_ask("Create"):
-            yield partial(self._ask, "Create", task_pb2.CreateTaskRequest(id=ID, bundle=self._directory))
+            yield self._create
         yield from self._changes("")
         if not self._was_done("Create", ""):
             return
@@ -171,6 +173,10 @@ class History:
         self.requests.append(request)
         self._asked[method, getattr(message, "exec_id", "")].append(request)
         self._life.serve(request)
+
+    def _create(self) -> None:
+        message = task_pb2.CreateTaskRequest(id=ID, bundle=self._directory, checkpoint=self._checkpoint)
+        self._ask("Create", message)
 
     def _add_exec(self, exec_id: str) -> None:
         message = task_pb2.ExecProcessRequest(id=ID, exec_id=exec_id)
@@ -248,7 +254,8 @@ class History:
         container = self._life.container
         if container is None:
             return
-        assert container.init.state is State.STOPPED, "the init's exit is lost"
+        over = (State.STOPPED, State.CREATED_CHECKPOINT)
+        assert container.init.state in over, "the init's exit is lost"
         self.seen["a container was deleted in the end"] += 1
         self._ask("Delete", task_pb2.DeleteRequest(id=ID))
         await self._finish_calls()
@@ -280,7 +287,7 @@ class History:
         """Nobody runs whom the container does not know."""
         container = self._life.container
         known = [] if container is None else [container.init, *container.execs.values()]
-        live = (State.CREATED, State.RUNNING, State.PAUSED)
+        live = (State.CREATED, State.CREATED_CHECKPOINT, State.RUNNING, State.PAUSED)
         running = {process.pid for process in known if process.state in live}
         strays = [process.pid for process in self.world.alive if process.pid not in running]
         assert not strays, f"left running: {strays}"
@@ -299,16 +306,18 @@ class History:
         if not told:
             return
         created = next(fact for fact in told if isinstance(fact, Created))
-        started = {created.pid: ""} | {fact.pid: fact.exec_id for fact in told if isinstance(fact, ExecStarted)}
+        starts = [fact.pid for fact in told if isinstance(fact, Started)]
+        init_pid = created.pid or (starts[0] if starts else 0)  # 0: to be restored from a checkpoint, and never was
+        started = {init_pid: ""} if init_pid else {}
+        started |= {fact.pid: fact.exec_id for fact in told if isinstance(fact, ExecStarted)}
         exits = {fact.ended.pid: fact for fact in told if isinstance(fact, Exited)}
         assert {pid: fact.exec_id for pid, fact in exits.items()} == started, "an exit is lost or invented"
         for pid, exited in exits.items():
             assert exited.ended.status == self.world.processes[pid].status, f"exit of {pid}: {exited}"
             assert self.world.processes[pid].reaped, f"{pid} is not reaped"
-        for fact in told:
-            assert not isinstance(fact, Started) or fact.pid == created.pid
+        assert set(starts) <= {init_pid}
         for pid, before in self.world.oom_killed:
-            if pid == created.pid:
+            if pid == init_pid and pid in exits:
                 kills = [fact for fact in told[before : told.index(exits[pid])] if isinstance(fact, OutOfMemory)]
                 assert kills, f"the exit of {pid} is told before its kill"
         told_kills = len([fact for fact in told if isinstance(fact, OutOfMemory)])
@@ -355,7 +364,9 @@ def check_order(told: list[Fact]) -> None:
         assert kinds.count(once) <= 1, f"{once} is told twice"
     exits = [fact.exec_id for fact in told if isinstance(fact, Exited)]
     assert len(exits) == len(set(exits)), "an exit is told twice"
-    assert exits[-1] == "", "the init's exit is not the last"
+    if kinds == ["Created", "Deleted"]:
+        return  # restored from a checkpoint, or rather not
+    assert exits[-1:] == [""], "the init's exit is not the last"
     if "Started" in kinds:
         assert kinds.index("Started") < kinds.index("Exited") or exits[0] != "", "an exit is told before its start"
         init_exit = next(n for n, fact in enumerate(told) if isinstance(fact, Exited) and not fact.exec_id)

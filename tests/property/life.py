@@ -14,7 +14,7 @@ from tests.runtime.local import Exit
 
 from dunnage.api import ttrpc_pb2
 from dunnage.cgroups.paths import Cgroup
-from dunnage.container.bundle import Bundle, Record, untold
+from dunnage.container.bundle import Bundle, untold
 from dunnage.container.container import Container
 from dunnage.container.facts import IO, Checkpoint, Ended, Fact, Mount, Options
 from dunnage.container.group import Group
@@ -136,8 +136,9 @@ class Life:
         record = bundle.read_record()
         for fact in untold(record, len(self.world.events)) if record is not None else ():
             self._tell(fact)
-        container = self._container(bundle, record or {})
-        if record is None or not record["init"]["pid"]:
+        checkpoint = Checkpoint(*record["checkpoint"]) if record is not None else Checkpoint()
+        container = self._container(bundle, checkpoint)
+        if record is None or (record["init"]["state"] == State.CREATED.value and not record["init"]["pid"]):
             for verb in ("create", "delete"):
                 await self.wait_inherited(f"runtime:{NAMESPACE}/{ID}:{verb}")
             await container.undo_create()
@@ -189,9 +190,9 @@ class Life:
         self._ended.pop(ID, None)
         bundle.write_launch({"group": "group"})
         self.store(f"bundle:{NAMESPACE}/{ID}", bundle.directory)
-        return self._container(bundle, {})
+        return self._container(bundle, checkpoint)
 
-    def _container(self, bundle: Bundle, record: Record) -> Container:
+    def _container(self, bundle: Bundle, checkpoint: Checkpoint) -> Container:
         runtime = Runtime(
             "/bin/true",
             root="/nowhere",
@@ -215,6 +216,7 @@ class Life:
             log=LOG,
             env={},
             io_drain_timeout_s=5,
+            checkpoint=checkpoint,
         )
 
     def _tell(self, fact: Fact) -> None:
@@ -366,6 +368,9 @@ class _Bundle(Bundle):
     def _write(self, name: str, text: str, mode: int) -> None:
         self.effect()
         self.files[name] = text
+
+    def make_work(self) -> None:
+        self.effect()
 
     def remove(self, name: str) -> None:
         self.effect()

@@ -34,6 +34,7 @@ NEEDED = {
     "a worker died before it answered",
     "a create failed",
     "a start failed",
+    "a restore failed",
     "a exec failed",
     "a pause failed",
     "a delete failed",

@@ -136,7 +136,7 @@ class World:
 
     def may_succeed(self, call: RuntimeCall) -> bool:
         match call.verb:
-            case "create":
+            case "create" | "restore":
                 return call.made is not None or not self.known
             case "exec":
                 return self.is_init_alive() or call.made is not None
@@ -150,10 +150,11 @@ class World:
 
     def succeed(self, call: RuntimeCall) -> None:
         match call.verb:
-            case "create" | "exec":
+            case "create" | "restore" | "exec":
                 if call.made is None:
                     self.appear(call)
                 self._write_pid(call)
+                self.started = self.started or call.verb == "restore"
             case "start":
                 self.started = True
             case "kill":
