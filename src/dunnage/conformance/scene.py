@@ -361,7 +361,9 @@ class Task:
             except RpcError as error:
                 if status != Status.CREATED:
                     raise Failed(f"the task cannot be killed at the end: {error}") from error
+        told = len(self.scene.events.of("delete", self.id))
         await self.call("Delete")
+        await self.scene.events.wait_for("delete", self.id, count=told + 1)  # some shims forget it over a Shutdown
 
 
 def pack(message: Message) -> AnyMessage:

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from dunnage.api.mount_pb2 import Mount
-from dunnage.conformance.case import Area
+from dunnage.conformance.case import Area, Difference
 from dunnage.conformance.check import ZERO_TIME_S, equal, refused, that
 from dunnage.conformance.scene import Scene
 
@@ -179,3 +179,21 @@ async def delete_of_created(scene: Scene) -> None:
     lines = scene.events.lines
     that(lines.index("create c1") < lines.index("delete c1"), "create is told before delete")
     that("start c1" not in lines, "no start is told")
+
+
+@AREA.case(
+    "the last delete is told also when Shutdown follows it at once",
+    Difference(
+        "go *",
+        "what has not been sent when Shutdown comes is now and then dropped",
+        "the case",
+        "containerd pull request 13052, which settles events against Shutdown in one more place",
+        always=False,
+    ),
+)
+async def last_delete(scene: Scene) -> None:
+    for number in range(5):
+        task = await scene.stopped(id=f"c{number}")
+        await task.call("Delete")
+        await task.end()
+        await scene.events.wait_for("delete", task.id)
