@@ -200,9 +200,9 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 def slow_way(flags: dict[str, str], action: str, frame: bytes, deadline: float, first: Answer | None) -> Answer:
     """Everything but a keeper that answers at once: start one, go to the right one, or do without."""
-    import signal
+    import _signal  # type: ignore[import-not-found]  # ``signal`` without its enum, which takes 7 ms
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as one may inherit it, no child would leave a status
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # ignored, as one may inherit it, no child would leave a status
     key = key_of(flags.get("address", ""))
     try:
         if action != "delete":
@@ -281,14 +281,9 @@ def is_listening(directory: str) -> bool:
     """Whether somebody holds the listening control socket; a full backlog is somebody's, too."""
     peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
     try:
-        peer.connect(f"{directory}/control")
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return peer.connect_ex(f"{directory}/control") in (0, 11)  # EAGAIN: the backlog is full
     finally:
         peer.close()
-    return True
 
 
 def taken_lock(directory: str) -> int | None:
@@ -346,10 +341,8 @@ def start_keeper(directory: str, lock: int) -> int:
     path = f"{directory}/control"
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        try:
+        if os.path.lexists(path):
             os.unlink(path)
-        except FileNotFoundError:
-            pass
         umask = os.umask(0o177)
         try:
             listener.bind(path)
@@ -426,8 +419,7 @@ def last_words(directory: str, log_at: int) -> str:
     """The end of what a keeper wrote since."""
     try:
         with open(f"{directory}/log", "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(log_at, file.tell() - 2000))
+            file.seek(max(log_at, file.seek(0, 2) - 2000))
             return file.read().decode("utf-8", "replace").strip() or f"it died without a word in {directory}/log"
     except OSError as error:
         return f"its log cannot be read: {lowered(error)}"
@@ -461,7 +453,6 @@ def clean_up(flags: dict[str, str], runtime_deadline: float, deadline: float) ->
 def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: float, warnings: list[str]) -> None:
     """Have the container's runtime kill and remove it; a runtime that hangs is killed at the deadline."""
     import os
-    from subprocess import DEVNULL, Popen, TimeoutExpired
 
     options = bundle_options(bundle, warnings)
     runtime = text_of(bundle, "runtime") or options.get("binary_name") or "runc"
@@ -475,31 +466,49 @@ def delete_by_runtime(bundle: str, namespace: str, container: str, deadline: flo
     env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **os.environ}
     said = os.memfd_create("stderr")  # not a pipe: a hook that lives on would hold it open
     try:
-        try:
-            child = Popen(argv, env=env, stdin=DEVNULL, stdout=said, stderr=said, start_new_session=True)
-        except (OSError, ValueError) as error:  # ValueError: what no argument can be
-            warnings.append(f"cannot run {runtime}: {lowered(error)}")
-            return
-        try:
-            status = child.wait(max(deadline - clock(), 0.1))
-        except TimeoutExpired:
-            os.killpg(child.pid, 9)
+        pid = spawn(runtime, argv, env, said)
+        if not ends(pid, deadline):
+            os.killpg(pid, 9)
             warnings.append(f"{runtime} delete --force {container} did not end in time and was killed")
-            return
-        if status:
+        elif status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
             words = os.pread(said, 2000, 0).decode("utf-8", "replace").strip()
             warnings.append(f"failed to remove runc container: {words or f'{runtime} exited with {status}'}")
+    except (OSError, ValueError) as error:  # ValueError: what no argument can be
+        warnings.append(f"cannot run {runtime}: {lowered(error)}")
     finally:
         os.close(said)
 
 
+def spawn(command: str, argv: list[str], env: dict[str, str], said: int) -> int:
+    """Run a program in a session of its own; its pid. By hand: to import ``subprocess`` takes as long as all else."""
+    actions = [(posix.POSIX_SPAWN_OPEN, 0, "/dev/null", 0, 0), *[(posix.POSIX_SPAWN_DUP2, said, fd) for fd in (1, 2)]]
+    failure: OSError = FileNotFoundError(2, "executable file not found in $PATH")
+    for place in ("",) if "/" in command else [f"{place}/" for place in env["PATH"].split(":") if place]:
+        try:  # 13 and 25: SIGPIPE and SIGXFSZ, which Python ignores
+            return posix.posix_spawn(place + command, argv, env, file_actions=actions, setsid=True, setsigdef=(13, 25))
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            failure = error
+    raise failure
+
+
+def ends(pid: int, deadline: float) -> bool:
+    """Wait for the end of a child until the deadline."""
+    import select
+
+    pidfd = posix.pidfd_open(pid)
+    try:
+        return bool(select.select([pidfd], [], [], max(deadline - clock(), 0.1))[0])
+    finally:
+        posix.close(pidfd)
+
+
 def bundle_options(bundle: str, warnings: list[str]) -> dict[str, str]:
     """The values of options.json that are texts, or true; none where there is no such file, or half of one."""
-    import json
-
-    if not (text := text_of(bundle, "options.json")):
+    if not (text := text_of(bundle, "options.json")) or text == "{}":
         return {}
     try:
+        import json  # only where it is needed: when a whole node is cleaned up, every millisecond counts
+
         found = dict(json.loads(text))
     except (TypeError, ValueError, RecursionError) as error:
         warnings.append(f"{bundle}/options.json: {error}")
@@ -530,7 +539,6 @@ def init_pid(bundle: str, warnings: list[str]) -> int:
 def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
     """Unmount everything at and below the rootfs, in a child, as an unmount may hang in the kernel."""
     import os
-    import select
 
     rootfs = os.path.join(os.path.realpath(os.path.dirname(rootfs)), os.path.basename(rootfs))
     if not mount_points(rootfs):
@@ -541,16 +549,10 @@ def unmount_rootfs(rootfs: str, deadline: float, warnings: list[str]) -> None:
             os._exit(unmount_all(rootfs))
         finally:
             os._exit(255)
-    pidfd = os.pidfd_open(child)
-    try:
-        ended, _, _ = select.select([pidfd], [], [], max(deadline - clock(), 0.1))
-    finally:
-        os.close(pidfd)
-    if not ended:
+    if not ends(child, deadline):
         warnings.append(f"failed to unmount {rootfs}: it did not end in time")
         os.kill(child, 9)
-        return
-    if failure := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+    elif failure := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         warnings.append(f"failed to unmount {rootfs}: {os.strerror(failure).lower()}")
 
 
@@ -561,21 +563,20 @@ def unmount_all(rootfs: str) -> int:
     umount2 = ctypes.CDLL(None, use_errno=True).umount2
     detach, no_follow, failure = 2, 8, 0
     for point in mount_points(rootfs):
-        path = point.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
-        if umount2(path, no_follow) and umount2(path, no_follow | detach):
+        if umount2(point, no_follow) and umount2(point, no_follow | detach):
             failure = ctypes.get_errno()
     return failure if mount_points(rootfs) else 0
 
 
-def mount_points(rootfs: str) -> list[str]:
+def mount_points(rootfs: str) -> list[bytes]:
     """The mount points at and below a path, the last mounted first; one that is mounted over appears as often."""
-    import re
-
-    found, encoding, errors = [], sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-    with open("/proc/self/mountinfo", encoding=encoding, errors=errors, newline="\n") as file:
+    found, top = [], rootfs.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
-            if point == rootfs or point.startswith(f"{rootfs}/"):
+            point = line.split(b" ")[4]
+            for escaped in (rb"\040", rb"\011", rb"\012", rb"\043", rb"\134"):  # the backslash last
+                point = point.replace(escaped, bytes([int(escaped[1:], 8)]))
+            if point == top or point.startswith(top + b"/"):
                 found.append(point)
     return found[::-1]
 
