@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,25 @@ def test_containers_whose_shim_was_killed_are_deleted_and_told_of(containerd: Co
     for name in names:
         containerd.ctr("container", "rm", name)
     assert containerd.run("c3", "echo", "again").stdout == b"again\n"
+
+
+@pytest.mark.long
+def test_none_of_fifty_containers_goes_on_without_a_shim(containerd: Containerd) -> None:
+    """containerd runs 50 deletes at once, and kills those that take more than 5 s."""
+    names = [f"c{number}" for number in range(50)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda name: containerd.run_detached(name, "sleep", "1000"), names):
+            pass
+    pids = [pid for pid, _ in containerd.tasks().values()]
+    assert len(pids) == len(names)
+    kill_all(containerd)
+    wait_until(lambda: not os.listdir(containerd.bundle("x").parent), "containerd has cleaned up")
+    wait_until(lambda: all(map(is_gone, pids)), "all containers have ended")
+    assert os.listdir(f"/run/containerd/runc/{containerd.namespace}") == []
+    assert b"signal: killed" not in containerd.log.read_bytes()
+    for name in names:
+        containerd.ctr("container", "rm", name)
+    remove_sockets(containerd)
 
 
 def test_a_containerd_that_finds_its_shim_killed_cleans_up(containerd: Containerd) -> None:

@@ -14,6 +14,9 @@ from tests.launcher.stage import Room, answer, answering
 
 from dunnage.cli.install import launcher_interpreter
 
+OS = {"os", "stat", "_stat", "posixpath", "genericpath", "_collections_abc", "abc", "_abc"}
+CHEAP = {"time", "fcntl", "select"}  # written in C, and without anything below them
+
 ANSWERER = """
 import socket, sys
 listener = socket.socket(fileno=int(sys.argv[1]))
@@ -29,8 +32,12 @@ while True:
 
 def imported(argv: Sequence[str]) -> set[str]:
     """The modules that an interpreter started like this imports."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
-    lines = done.stderr.decode().splitlines()
+    return names(subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stderr)
+
+
+def names(stderr: bytes) -> set[str]:
+    """What ``-X importtime`` tells."""
+    lines = stderr.decode().splitlines()
     return {line.split("|")[2].strip() for line in lines if line.startswith("import time:")} - {"imported package"}
 
 
@@ -41,6 +48,30 @@ def test_the_fast_way_imports_only_what_talks_to_a_socket(room: Room, action: st
     bare = imported([*interpreter, "-c", "pass"])
     assert "posix" in bare
     assert imported([*interpreter, *room.argv(action)]) - bare <= {"_socket"}
+
+
+def test_a_delete_without_a_keeper_imports_little(room: Room) -> None:
+    """When keeper and worker of a whole node are killed, containerd runs one for each container, all at once, for 5 s."""
+    for name, text in {"options.json": "{}", "runtime": "/bin/true", "init.pid": "7"}.items():
+        (room.bundle / name).write_text(text)
+    interpreter = [launcher_interpreter(), "-ISE", "-X", "importtime"]
+    bare = imported([*interpreter, "-c", "pass"])
+    argv = [*interpreter, *room.argv("delete")]
+    done = subprocess.run(argv, cwd=room.bundle, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    assert done.stdout, done.stderr
+    found = names(done.stderr) - bare
+    assert found <= {
+        "_socket",
+        "os",
+        "stat",
+        "_stat",
+        "posixpath",
+        "genericpath",
+        "_collections_abc",
+        "abc",
+        "_abc",
+        *CHEAP,
+    }
 
 
 def test_the_slow_way_is_not_compiled_before_it_is_needed(room: Room) -> None:
