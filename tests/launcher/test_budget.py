@@ -51,7 +51,7 @@ def test_the_fast_way_imports_only_what_talks_to_a_socket(room: Room, action: st
 
 
 def test_a_delete_without_a_keeper_imports_little(room: Room) -> None:
-    """When keeper and worker of a whole node are killed, containerd runs one for each container, all at once, for 5 s."""
+    """When a node's keeper and worker are killed, containerd runs one for each container, all at once, for 5 s."""
     for name, text in {"options.json": "{}", "runtime": "/bin/true", "init.pid": "7"}.items():
         (room.bundle / name).write_text(text)
     interpreter = [launcher_interpreter(), "-ISE", "-X", "importtime"]
