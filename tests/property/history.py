@@ -317,7 +317,7 @@ class History:
             assert self.world.processes[pid].reaped, f"{pid} is not reaped"
         assert set(starts) <= {init_pid}
         for pid, before in self.world.oom_killed:
-            if pid == init_pid and pid in exits:
+            if pid in exits:
                 kills = [fact for fact in told[before : told.index(exits[pid])] if isinstance(fact, OutOfMemory)]
                 assert kills, f"the exit of {pid} is told before its kill"
         told_kills = len([fact for fact in told if isinstance(fact, OutOfMemory)])

@@ -35,7 +35,7 @@ class Exits:
         self.kills_all = True
         """Whether an init that ends may leave others behind, which are then killed."""
         self.kill_untold = False
-        """An out-of-memory kill is told with the start that is under way."""
+        """An out-of-memory kill is told with the start that is under way, or with an exit before that."""
         self._looks = False
         """A kill that is seen now is told with the exits that are about to be, in one step."""
         self.cgroup = ContainerCgroup(means.name, oom=means.host.oom, on_kill=self._out_of_memory, log=means.log)
@@ -72,7 +72,7 @@ class Exits:
             self.cgroup.look()
             self._looks = False
         facts: list[Fact] = []
-        if self.kill_untold and not self.order.is_starting(INIT):
+        if self.kill_untold and (processes or not self.order.is_starting(INIT)):
             self.kill_untold = False
             facts.append(OutOfMemory())
         for process in processes:
