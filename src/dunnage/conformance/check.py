@@ -79,3 +79,12 @@ async def wait_until(holds: Callable[[], object], fact: str, limit_s: float | No
         if time.monotonic() > give_up:
             raise Failed(f"within {limit_s:g} s it does not come to hold that {fact}")
         await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def comes_to(what: str, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """For an answer that follows what the kernel and the runtime do in their own time."""
+    give_up = time.monotonic() + limit()
+    while (got := await ask()) != wanted:
+        if time.monotonic() > give_up:
+            raise Failed(f"{what} does not come to be {wanted!r} within {limit():g} s, and is {got!r}")
+        await asyncio.sleep(LOOK_AGAIN_S)

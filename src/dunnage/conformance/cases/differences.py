@@ -29,5 +29,5 @@ OPTIONS_TYPE: Final = Difference(
     "go *",
     "the shim panics, and with it all of its containers lose their shim",
     "the case",
-    "containerd pull request 8393 ended the same panic for Checkpoint; nerdbox pull request 225 refuses with InvalidArgument",
+    "containerd pull request 8393 ended the same panic for Checkpoint; nerdbox pull request 225 refuses",
 )

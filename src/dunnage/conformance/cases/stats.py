@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from dunnage.api import metrics_v1_pb2, metrics_v2_pb2
 from dunnage.conformance.case import Area
 from dunnage.conformance.cases.measured import Metrics, measure, metrics
-from dunnage.conformance.check import Failed, equal, refused, that
+from dunnage.conformance.check import Failed, comes_to, equal, refused, that
 from dunnage.conformance.scene import RESOURCES_URL, Scene, Task, any_of_json
 
 AREA: Final = Area("stats")
@@ -262,12 +262,12 @@ async def io(scene: Scene) -> None:
 
 
 async def counts(task: Task, wanted: int) -> None:
-    """In the end: the runtime's own processes are in the cgroup for a moment, until they are reaped."""
-    for _ in range(TRIES):
-        if (await measure(task)).pids == wanted:
-            return
-        await task.status()
-    equal("how many", (await measure(task)).pids, wanted)
+    """In the end: the runtime's own threads are in the cgroup for a moment, until they are reaped."""
+
+    async def ask() -> int:
+        return (await measure(task)).pids
+
+    await comes_to("how many", ask, wanted)
 
 
 @AREA.case("Stats counts the container's processes, those of execs too")
@@ -284,10 +284,11 @@ async def uses_memory(scene: Scene) -> None:
     before = (await measure(task)).memory
     that(0 < before < 1 << 30, "it is more than nothing and less than a gigabyte")
     await task.started_exec("e1", "sh", "-c", "x=$(head -c 8000000 /dev/zero | busybox tr '\\0' x); sleep 100000")
-    for _ in range(TRIES * 50):
-        if (await measure(task)).memory > before + 4_000_000:
-            return
-    raise Failed("it does not grow by what the exec holds")
+
+    async def has_grown() -> bool:
+        return (await measure(task)).memory > before + 4_000_000
+
+    await comes_to("that it has grown by what the exec holds", has_grown, True)
 
 
 @AREA.case("Stats has the limit that Update gave")
@@ -323,7 +324,7 @@ async def paused(scene: Scene) -> None:
 @AREA.case("Stats of a container that has ended are zeros")
 async def stopped(scene: Scene) -> None:
     task = await scene.stopped()
-    equal("how many", (await measure(task)).pids, 0)
+    await counts(task, 0)
 
 
 @AREA.case("Stats after Delete are refused")
