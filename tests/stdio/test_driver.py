@@ -340,6 +340,29 @@ def test_a_driver_outlives_the_worker_and_sees_no_end(
     assert (tmp_path / "driver.out").read_bytes().split() == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_terminal_whose_driver_died_with_the_worker_leaves_no_descriptor(
+    perform: Callable[[Scenario], LocalDrivers], store: Store, tmp_path: Path
+) -> None:
+    made = driven_by(write_driver(tmp_path / "driver"), terminal=True)
+
+    async def scenario(drivers: LocalDrivers) -> None:
+        io = await opened(made, store, drivers)
+        master, slave = pty.openpty()
+        io.attach_terminal(master)
+        io.start()
+        io._driver = None
+        fds = store.lose_worker(io)
+        drivers.all[0].signal(9)
+        await drivers.all[0].wait()
+        again = ProcessIO.recover(made, fds, keep=store, name=NAME, log=LOG, started=True, drivers=drivers)
+        os.write(slave, b"unheard\n")
+        os.close(slave)
+        assert await again.wait_drained(LIMIT_S)
+        again.close()
+
+    perform(scenario)
+
+
 def test_a_worker_that_died_at_the_deletion_leaves_the_next_a_driver_to_wait_for(
     perform: Callable[[Scenario], LocalDrivers], store: Store, tmp_path: Path
 ) -> None:

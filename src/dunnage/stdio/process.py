@@ -471,7 +471,8 @@ class ProcessIO:
             if writer is None:
                 continue
             try:
-                self._unread.append(fifo.open_reader_of(writer))
+                if self._driver is not None:
+                    self._unread.append(fifo.open_reader_of(writer))
             except OSError as error:
                 self._log.warning("what the driver of %s has not read is not seen: %s", self._called(stream), error)
             self._drop(f"{stream}.driver")
