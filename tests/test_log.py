@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dunnage import log as log_module
-from dunnage.log import LogrusFormatter, container_logger, write_to_stderr
+from dunnage.log import LogrusFormatter, StderrHandler, container_logger, write_to_stderr
 
 LINE = re.compile(
     r'time="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z" level=(?P<level>\w+) msg=(?P<msg>"(?:[^"\\]|\\.)*"|\S+)(?P<rest>.*)'
@@ -226,3 +226,11 @@ def test_a_node_s_log_that_becomes_long_keeps_its_end(tmp_path: Path, monkeypatc
 def test_a_node_s_log_that_cannot_be_written_stops_nobody() -> None:
     with stderr_is(Path("/dev/full")):
         write_to_stderr("lost\n")
+
+
+def test_a_line_that_is_wrong_stops_nobody_who_logs(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    node = logging.getLogger("dunnage")
+    node.handlers = [StderrHandler()]
+    for logger in (node, bundle.logger):
+        logger.error("process %d", "none")
+        assert "TypeError: %d format" in capsys.readouterr().err

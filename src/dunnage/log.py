@@ -63,7 +63,11 @@ class FifoHandler(logging.Handler):
         self.setFormatter(LogrusFormatter(names_container=False))
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        except Exception:  # noqa: BLE001 - a line that is wrong stops nobody who logs
+            self.handleError(record)
+            return
         if not self._write(line if len(line) <= _PIPE_BUF else line[: _PIPE_BUF - 1] + b"\n"):
             self._fallback.handle(record)
         elif len(line) > _PIPE_BUF:
@@ -111,7 +115,12 @@ class StderrHandler(logging.Handler):
         self.setFormatter(LogrusFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        write_to_stderr(self.format(record) + "\n")
+        try:
+            line = self.format(record) + "\n"
+        except Exception:  # noqa: BLE001 - as above
+            self.handleError(record)
+            return
+        write_to_stderr(line)
 
 
 def write_to_stderr(text: str) -> None:
