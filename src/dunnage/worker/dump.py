@@ -19,6 +19,7 @@ from dunnage.api.ttrpc_pb2 import Request
 from dunnage.container.container import Container
 from dunnage.container.process import Process
 from dunnage.ttrpc.frames import split
+from dunnage.worker.host import PATHS
 from dunnage.worker.notes import Pending
 from dunnage.worker.served import ServedGroup
 from dunnage.worker.worker import Worker
@@ -106,7 +107,8 @@ def _calls(worker: Worker) -> Iterator[str]:
     for pending in worker.notes.pending():
         yield f"call {_call(worker, pending)}"
     for pid, name in worker.host.inherited_calls.items():
-        yield f"inherited call {name}, process {pid}"
+        what = name.partition(":")[0] if name.startswith(PATHS) else name
+        yield f"inherited call {_in_one_line(what)}, process {pid}"
     for pid in sorted(worker.host.unseen):
         yield f"inherited process {pid} that nobody has watched yet"
 

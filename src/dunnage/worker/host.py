@@ -36,6 +36,9 @@ _PROCESS = "process:"
 _DRIVER = "driver:"
 """How log drivers are: they go on from worker to worker, until their process is deleted."""
 
+PATHS = ("open:", "read:")
+"""How the calls are named whose names go on with a path."""
+
 _SWEEP_PAUSE_S = 1.0
 _TRACED_PAUSE_S = (0.005, 0.5)  # between two looks at a child whose death its tracer keeps to itself: first, and most
 _STUCK_S = 600.0  # a call that lasts longer has been given up by its caller
