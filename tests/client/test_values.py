@@ -42,3 +42,8 @@ def test_only_filesystems_on_block_devices_come_along() -> None:
 34 27 0:41 /@home /subvolume rw - btrfs /dev/vde rw
 """
     assert host_filesystems(table) == ["/home", "/mnt/with space", "/subvolume"]
+
+
+def test_a_mount_point_may_have_any_character_but_a_newline() -> None:
+    line = "36 35 8:1 / /mnt/a\rb\x0bc\u2028d rw - ext4 /dev/sda1 rw\n"
+    assert host_filesystems(line) == ["/mnt/a\rb\x0bc\u2028d"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,23 @@ def test_an_exec_is_asked_for_its_stdio_when_it_starts(
         assert (await stage.wait("c1", "e1")).exited_at.seconds == ZERO_S
         await stage.delete("c1", "e1")
         assert stage.told("c1") == ["Created", "Started", "ExecAdded e1"]
+
+    perform(scenario)
+
+
+def test_the_spec_of_an_exec_is_kept_until_it_has_started(perform: Perform) -> None:
+    """Every save of a container writes all of its execs."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["sleep", "100"])
+
+        def saved() -> Any:
+            return json.loads((stage.directory / "c1/dunnage.json").read_text())["execs"]["e1"]["spec"]
+
+        assert saved()["args"] == ["sleep", "100"]
+        await stage.start("c1", "e1")
+        assert saved() == {}
 
     perform(scenario)
 

@@ -64,8 +64,9 @@ def _stale_sockets(directory: Path, lives: bool) -> Iterator[Finding]:
 
 
 def _mounts(state: Path) -> Iterator[Finding]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4]))
+    for line in Path("/proc/self/mountinfo").read_bytes().removesuffix(b"\n").split(b"\n"):  # a path may have all else
+        name = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
+        point = Path(os.fsdecode(name))
         bundle = _bundle_of(point, state / _LOCAL / "bundles")
         if bundle is not None and not (bundle / "client.json").exists():
             yield note("leftovers", f"{point} is mounted, and its container is gone", f"umount {point}")

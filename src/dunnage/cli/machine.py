@@ -77,7 +77,7 @@ def _overlay() -> Finding:
 
 
 def _cgroups() -> Iterator[Finding]:
-    mounts = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [line.split(" ") for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).split("\n") if line]
     v1 = {option for fields in mounts if fields[2] == "cgroup" for option in fields[3].split(",")}
     v2 = [fields[1] for fields in mounts if fields[2] == "cgroup2"]
     if "/sys/fs/cgroup" in v2:

@@ -258,9 +258,9 @@ def host_filesystems(mountinfo: str | None = None) -> list[str]:
     /sys, /dev, and what the host keeps in /run is not for it.
     """
     if mountinfo is None:
-        mountinfo = Path("/proc/self/mountinfo").read_text()
+        mountinfo = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
     found: list[str] = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.removesuffix("\n").split("\n"):  # a path may hold what else ends a line of text
         before, _, after = line.partition(" - ")
         root, point = (_unescape(field) for field in before.split(" ")[3:5])
         kind, source = after.split(" ")[:2]

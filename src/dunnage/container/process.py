@@ -157,4 +157,5 @@ class Exec(Process):
             raise Error(f"exec kill error: unknown error after kill: {reason}") from error
 
     def record(self) -> dict[str, Any]:
-        return {**super().record(), "spec": self.spec}
+        # once it has been started nobody needs it; and every save of a container writes all of its execs
+        return {**super().record(), "spec": self.spec if self.state is State.CREATED else {}}
