@@ -317,8 +317,10 @@ async def used_cpu(scene: Scene) -> None:
 
 @AREA.case("Stats of a paused container are told as of any other")
 async def paused(scene: Scene) -> None:
-    task = await scene.paused()
-    await counts(task, 1)
+    task = await scene.running()
+    await counts(task, 1)  # before: what is frozen is not reaped either
+    await task.call("Pause")
+    equal("how many", (await measure(task)).pids, 1)
 
 
 @AREA.case("Stats of a container that has ended are zeros")
