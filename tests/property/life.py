@@ -267,7 +267,7 @@ class Life:
             found.waited_for = True
         return status
 
-    async def open_log(self, path: str) -> int:
+    async def open_elsewhere(self, path: str, make: bool) -> int:
         raise AssertionError("no history has a log")
 
     async def _read_file(self, path: str) -> bytes:

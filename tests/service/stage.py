@@ -34,8 +34,7 @@ from dunnage.service import messages
 from dunnage.service.codes import translate
 from dunnage.service.task import TaskService
 from dunnage.spec import make_spec
-from dunnage.stdio import PipeBudget
-from dunnage.stdio.file import open_log
+from dunnage.stdio import PipeBudget, file
 from dunnage.ttrpc.connection import Requested
 from dunnage.ttrpc.errors import RpcError
 from dunnage.ttrpc.server import Call
@@ -113,8 +112,8 @@ class Host:
         """There was no former worker."""
         return None
 
-    async def open_log(self, path: str) -> int:
-        return open_log(path)
+    async def open_elsewhere(self, path: str, make: bool) -> int:
+        return file.open_log(path) if make else file.open_existing(path)
 
     async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
         module, _, function = entry.partition(":")

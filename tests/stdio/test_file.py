@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.stdio.streams import LIMIT_S, LOG, NAME, Store
+from tests.stdio.streams import LIMIT_S, LOG, NAME, Store, fifo_plan, open_reader, read_to_end
 
 from dunnage import errors
-from dunnage.stdio import ProcessIO, file, plan
+from dunnage.linux.cached import look
+from dunnage.stdio import NotOpened, ProcessIO, file, plan
 
 
 async def log_to(path: Path, store: Store, script: str) -> None:
@@ -85,16 +86,16 @@ def forked(entry_argument: object, fds: Mapping[str, int]) -> int:
 
 
 def test_a_child_opens_what_may_hang(tmp_path: Path) -> None:
-    async def fork(path: str, fds: Mapping[str, int]) -> None:
-        pids.append(forked(path, fds))
+    async def fork(argument: object, fds: Mapping[str, int]) -> None:
+        pids.append(forked(argument, fds))
 
     async def scenario() -> None:
-        fd = await file.open_elsewhere(fork, str(tmp_path / "x" / "log"), deadline_s=LIMIT_S)
+        fd = await file.open_elsewhere(fork, str(tmp_path / "x" / "log"), make=True, deadline_s=LIMIT_S)
         os.write(fd, b"here")
         os.close(fd)
         (tmp_path / "plain").write_text("")
         with pytest.raises(errors.Error, match="plain: not a directory"):
-            await file.open_elsewhere(fork, str(tmp_path / "plain" / "log"), deadline_s=LIMIT_S)
+            await file.open_elsewhere(fork, str(tmp_path / "plain" / "log"), make=True, deadline_s=LIMIT_S)
 
     pids: list[int] = []
     asyncio.run(scenario())
@@ -103,17 +104,68 @@ def test_a_child_opens_what_may_hang(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "log").read_bytes() == b"here"
 
 
+def test_a_child_opens_what_a_client_has_made(tmp_path: Path) -> None:
+    async def fork(argument: object, fds: Mapping[str, int]) -> None:
+        pids.append(forked(argument, fds))
+
+    async def scenario() -> None:
+        (tmp_path / "plain").write_text("was ")
+        fd = await file.open_elsewhere(fork, str(tmp_path / "plain"), make=False, deadline_s=LIMIT_S)
+        os.write(fd, b"here")
+        os.close(fd)
+        os.mkfifo(tmp_path / "fifo")
+        place = await file.open_elsewhere(fork, str(tmp_path / "fifo"), make=False, deadline_s=LIMIT_S)
+        assert look(place).is_fifo
+        assert os.path.samestat(os.fstat(place), os.stat(tmp_path / "fifo"))
+        os.close(place)
+        with pytest.raises(NotOpened, match=f"^open {tmp_path}/none: no such file or directory$"):
+            await file.open_elsewhere(fork, str(tmp_path / "none"), make=False, deadline_s=LIMIT_S)
+
+    pids: list[int] = []
+    asyncio.run(scenario())
+    for pid in pids:
+        os.waitpid(pid, 0)
+    assert (tmp_path / "plain").read_bytes() == b"was here"
+
+
+def test_fifos_that_the_kernel_does_not_remember_are_found_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a kernel before 5.12."""
+    monkeypatch.setattr(file, "find_fifo", lambda _path: None)
+    asked: list[tuple[str, bool]] = []
+
+    async def open_elsewhere(wanted: str, make: bool) -> int:
+        asked.append((wanted, make))
+        return file.open_existing(wanted)
+
+    async def scenario() -> None:
+        made = fifo_plan(tmp_path, "stdin", "stdout", "stderr")
+        io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG, open_elsewhere=open_elsewhere)
+        reader = open_reader(tmp_path / "stdout")
+        assert io.runtime_fds[1] is not None
+        os.write(io.runtime_fds[1], b"said")
+        io.runtime_started()
+        io.start()
+        assert await read_to_end(reader) == b"said"
+        io.close()
+
+    asyncio.run(scenario())
+    assert asked == [(str(tmp_path / stream), False) for stream in ("stdout", "stderr", "stdin")]
+
+
 def test_both_streams_share_the_description_that_was_opened_elsewhere(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "log"
     asked: list[str] = []
 
-    async def open_log(wanted: str) -> int:
+    async def open_elsewhere(wanted: str, make: bool) -> int:
+        assert make
         asked.append(wanted)
         return file.open_log(wanted)
 
     async def scenario() -> None:
         made = plan("", f"file://{path}", f"file://{path}", terminal=False)
-        io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG, open_log=open_log)
+        io = await ProcessIO.open(made, keep=store, name=NAME, log=LOG, open_elsewhere=open_elsewhere)
         for fd, text in zip(io.runtime_fds[1:], (b"one", b"two"), strict=True):
             assert fd is not None
             os.write(fd, text)
@@ -130,14 +182,14 @@ def test_both_streams_share_the_description_that_was_opened_elsewhere(store: Sto
 def test_an_opened_file_for_which_there_is_no_descriptor_is_an_error_in_words(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    async def opens(path: str, fds: Mapping[str, int]) -> None:
-        with socket.socket(fileno=os.dup(fds["answer"])) as answer, open(path, "wb") as log:
+    async def opens(_argument: object, fds: Mapping[str, int]) -> None:
+        with socket.socket(fileno=os.dup(fds["answer"])) as answer, open(tmp_path / "log", "wb") as log:
             socket.send_fds(answer, [b"+"], [log.fileno()])
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
 
     try:
         with pytest.raises(errors.Error, match=rf"opening log file {tmp_path}/log: too many open files"):
-            asyncio.run(file.open_elsewhere(opens, str(tmp_path / "log"), deadline_s=LIMIT_S))
+            asyncio.run(file.open_elsewhere(opens, str(tmp_path / "log"), make=True, deadline_s=LIMIT_S))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -145,17 +197,17 @@ def test_an_opened_file_for_which_there_is_no_descriptor_is_an_error_in_words(tm
 def test_a_child_that_hangs_or_dies_is_told_from_one_another(tmp_path: Path) -> None:
     kept: list[int] = []
 
-    async def hangs(_path: str, fds: Mapping[str, int]) -> None:
+    async def hangs(_argument: object, fds: Mapping[str, int]) -> None:
         kept.append(os.dup(fds["answer"]))
 
-    async def dies(_path: str, _fds: Mapping[str, int]) -> None:
+    async def dies(_argument: object, _fds: Mapping[str, int]) -> None:
         pass
 
     async def scenario() -> None:
         with pytest.raises(errors.DeadlineExceeded, match=r"took more than 0\.05 s"):
-            await file.open_elsewhere(hangs, str(tmp_path / "log"), deadline_s=0.05)
+            await file.open_elsewhere(hangs, str(tmp_path / "log"), make=True, deadline_s=0.05)
         with pytest.raises(errors.Error, match="the child died"):
-            await file.open_elsewhere(dies, str(tmp_path / "log"), deadline_s=LIMIT_S)
+            await file.open_elsewhere(dies, str(tmp_path / "log"), make=True, deadline_s=LIMIT_S)
 
     asyncio.run(scenario())
     for fd in kept:

@@ -137,7 +137,7 @@ class Scene:
 
     async def scenario_what_mounts_and_unmounts_is_in_the_warm_image(self) -> None:
         """The files of an upgrade would else be run by what came before it."""
-        entries = (host_module.MOUNT, host_module.UNMOUNT, host_module.OPEN_LOG, host_module.READ)
+        entries = (host_module.MOUNT, host_module.UNMOUNT, host_module.OPEN, host_module.READ)
         missing = [entry for entry in entries if entry.partition(":")[0] not in sys.modules]
         assert not missing
 
@@ -178,6 +178,23 @@ class Scene:
         self.host.recovered()
         for pid in json.loads((self.state / "told").read_text()):
             await self.wait_reaped(pid)
+
+    async def scenario_an_open_that_hangs_is_named_and_killed(self) -> None:
+        host_module.OPEN = "tests.worker.hosted:hang"
+        path = f"{self.state}/x"
+        with pytest.raises(DeadlineExceeded, match=rf"^opening {path} took more than 0\.2 s$"):
+            await self.host.open_elsewhere(path, False)
+        self.host._mount_timeout_s = LIMIT_S
+        opening = asyncio.create_task(self.host.open_elsewhere(path, True))
+        await asyncio.sleep(0)  # begun, and asked for in the turn after that
+        opening.cancel()
+        await asyncio.wait((opening,))
+        while len(self.logged) < 2:
+            self.has_logged.clear()
+            await self.has_logged.wait()
+        for line in self.logged:
+            assert line.endswith(f" (open:{path}) is abandoned: nobody waits for it any longer")
+            await self.wait_reaped(int(line.split()[1]))
 
     async def scenario_a_file_is_read_where_that_may_hang(self) -> None:
         path = self.state / "file"

@@ -49,8 +49,9 @@ class Host(Protocol):
         """Wait for the end of a runtime call of this name that a former worker began and nobody has waited for yet; its
         status. None: there is none, or it hangs and was killed."""
 
-    async def open_log(self, path: str) -> int:
-        """Open a log file where it may sleep in the kernel (``stdio.file``). Raises Error naming the file."""
+    async def open_elsewhere(self, path: str, make: bool) -> int:
+        """Open a log file, which is made where ``make`` says so, or what a client has made, where it may sleep in the
+        kernel (``stdio.file``). Raises Error naming the file."""
 
     async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
         """Run ``entry`` (``module:function``, given ``argument`` and ``fds["error"]``) in a child, as what may sleep in

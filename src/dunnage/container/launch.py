@@ -49,7 +49,7 @@ class ProcessLaunch:
                 name=self._io_name,
                 log=self._log,
                 budget=self._host.pipe_budget,
-                open_log=self._host.open_log,
+                open_elsewhere=self._host.open_elsewhere,
                 drivers=self._drivers,
             )
         except OSError as error:

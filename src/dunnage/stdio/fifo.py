@@ -11,11 +11,11 @@ import errno
 import fcntl
 import os
 import select
-import stat
 import struct
 import termios
 
 from dunnage import errors
+from dunnage.linux.cached import look
 
 _COMMON = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -25,16 +25,9 @@ class NotOpened(errors.Error):
 
     def __init__(self, path: str, error: OSError) -> None:
         self.path = path
-        self.reason = os.strerror(error.errno or 0).lower()
+        self.number = error.errno or 0
+        self.reason = os.strerror(self.number).lower()
         super().__init__(f"open {path}: {self.reason}")
-
-
-def is_fifo(path: str) -> bool:
-    """Raise NotOpened if there is nothing at `path`."""
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except OSError as error:
-        raise NotOpened(path, error) from error
 
 
 class OutputFifo:
@@ -52,14 +45,14 @@ class OutputFifo:
         reader.users += 1
 
     @classmethod
-    def open(cls, path: str) -> OutputFifo:
-        """Never waits for a client."""
+    def open(cls, place: int) -> OutputFifo:
+        """`place` is where it is (O_PATH), and stays the caller's. Never waits for a client."""
         try:
-            writer = os.open(path, os.O_WRONLY | _COMMON)
+            writer = _reopen(place, os.O_WRONLY)
         except OSError as error:
             if error.errno != errno.ENXIO:
-                raise NotOpened(path, error) from error
-            reader = os.open(path, os.O_RDONLY | _COMMON)  # no client yet: be the reader, then a writer is let in
+                raise
+            reader = _reopen(place, os.O_RDONLY)  # no client yet: be the reader, then a writer is let in
             try:
                 return cls(_reopen(reader, os.O_WRONLY), _Reader(reader, client_came=False))
             except BaseException:
@@ -84,8 +77,9 @@ class OutputFifo:
     def client_came(self) -> bool:
         return self._shared.client_came
 
-    def is_at(self, path: str) -> bool:
-        return os.path.samestat(os.stat(path), os.fstat(self.writer))
+    def is_at(self, place: int) -> bool:
+        """Whether the descriptor `place` (O_PATH too) is of this fifo."""
+        return look(place).identity == look(self.writer).identity
 
     def look_for_client(self, *, handed_bytes: int = 0) -> bool:
         """Whether a client has, or ever had, the fifo open; one that still sleeps in open(2) counts.
@@ -124,11 +118,9 @@ class _Reader:
         self.users = 0
 
 
-def open_stdin(path: str) -> tuple[int, int]:
-    """Reader and extra writer of the client's stdin fifo; neither waits for a client."""
-    if not is_fifo(path):
-        raise errors.InvalidArgument(f"stdin {path} is not a fifo")
-    reader = os.open(path, os.O_RDONLY | _COMMON)
+def open_stdin(place: int) -> tuple[int, int]:
+    """Reader and extra writer of the client's stdin fifo, which is there (O_PATH); neither waits for a client."""
+    reader = _reopen(place, os.O_RDONLY)
     try:
         return reader, _reopen(reader, os.O_WRONLY)
     except BaseException:

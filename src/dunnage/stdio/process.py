@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 from dunnage import errors
+from dunnage.linux.cached import look
 from dunnage.stdio import fifo, file
 from dunnage.stdio.budget import DEFAULT_BYTES, PipeBudget
 from dunnage.stdio.driver import LIMITS, Drivers, Limits, LogDriver
@@ -75,23 +76,20 @@ class ProcessIO:
         name: str,
         log: logging.Logger,
         budget: PipeBudget | None = None,
-        open_log: Callable[[str], Awaitable[int]] | None = None,
+        open_elsewhere: Callable[[str, bool], Awaitable[int]] | None = None,
         drivers: Drivers | None = None,
         driver_limits: Limits = LIMITS,
     ) -> ProcessIO:
         """Open everything that the plan names, make the process's pipes and start its log driver; Error says what could
         not be opened or started.
 
-        `open_log` opens the file of a ``file://`` request where it may sleep; without one it is opened here. A plan
-        with a driver needs `drivers`.
+        `open_elsewhere` opens a path where it may sleep (`file.open_elsewhere`: path and `make`); without one it is
+        opened here. A plan with a driver needs `drivers`.
         """
         io = cls(plan, keep=keep, name=name, log=log, budget=budget)
         try:
-            await io._open_sinks(open_log)
-            if plan.stdin:
-                io._fds["stdin.fifo"], io._fds["stdin.writer"] = fifo.open_stdin(plan.stdin)
-                for end in ("stdin.writer", "stdin.fifo"):
-                    io._own(end, io._fds[end])
+            await io._open_sinks(open_elsewhere)
+            await io._open_stdin(open_elsewhere)
             if plan.kind in (Kind.FIFO, Kind.FILE):
                 io._make_pipes()
             if plan.driver is not None:
@@ -275,7 +273,21 @@ class ProcessIO:
         self._keep.release(f"{self._name}:{end}")
         os.close(fd)
 
-    async def _open_sinks(self, open_log: Callable[[str], Awaitable[int]] | None) -> None:
+    async def _open_stdin(self, open_elsewhere: Callable[[str, bool], Awaitable[int]] | None) -> None:
+        path = self.plan.stdin
+        if not path:
+            return
+        place = await _open_path(path, False, open_elsewhere)
+        try:
+            if not look(place).is_fifo:
+                raise errors.InvalidArgument(f"stdin {path} is not a fifo")
+            self._fds["stdin.fifo"], self._fds["stdin.writer"] = fifo.open_stdin(place)
+        finally:
+            os.close(place)
+        for end in ("stdin.writer", "stdin.fifo"):
+            self._own(end, self._fds[end])
+
+    async def _open_sinks(self, open_elsewhere: Callable[[str, bool], Awaitable[int]] | None) -> None:
         opened: dict[str, str] = {}
         for stream in OUTPUTS:
             path = self._path(stream)
@@ -283,22 +295,21 @@ class ProcessIO:
                 continue
             if path in opened:  # one description for one file
                 self._own(f"{stream}.sink", os.dup(self._fds[f"{opened[path]}.sink"]))
-            elif self.plan.log_file and open_log is not None:
-                self._own(f"{stream}.sink", await open_log(path))
             else:
-                self._open_sink(stream, path)
+                self._own_sink(f"{stream}.sink", await _open_path(path, self.plan.log_file, open_elsewhere))
             if f"{stream}.sink" not in self._fifos:
                 opened[path] = stream
 
-    def _open_sink(self, stream: str, path: str) -> None:
-        end = f"{stream}.sink"
-        if self.plan.log_file:
-            self._own(end, file.open_log(path))
-        elif fifo.is_fifo(path):
-            beside = next((other for other in self._fifos.values() if other.is_at(path)), None)
-            self._own_fifo(end, OutputFifo.open(path) if beside is None else beside.share(os.dup(beside.writer)))
-        else:
-            self._own(end, file.open_existing(path))
+    def _own_sink(self, end: str, opened: int) -> None:
+        """`opened` is a file, or where a fifo is (`file.open_existing`)."""
+        if self.plan.log_file or not look(opened).is_fifo:
+            self._own(end, opened)
+            return
+        try:
+            beside = next((other for other in self._fifos.values() if other.is_at(opened)), None)
+            self._own_fifo(end, OutputFifo.open(opened) if beside is None else beside.share(os.dup(beside.writer)))
+        finally:
+            os.close(opened)
 
     def _own_fifo(self, end: str, output: OutputFifo) -> None:
         self._fifos[end] = output
@@ -491,8 +502,8 @@ class ProcessIO:
             end = f"{stream}.sink"
             path = self._path(stream)
             writer = self._fds.get(end)
-            if writer is not None and _is_fifo_fd(writer):
-                beside = next((other for other in self._fifos.values() if other.is_at(_path_of(writer))), None)
+            if writer is not None and look(writer).is_fifo:
+                beside = next((other for other in self._fifos.values() if other.is_at(writer)), None)
                 if beside is None:
                     self._fifos[end] = OutputFifo.adopt(writer, client_came=f"{stream}.awaited" not in awaited)
                 else:
@@ -504,18 +515,21 @@ class ProcessIO:
 
     def _reopen_sink(self, stream: str, path: str) -> None:
         try:
-            self._open_sink(stream, path)
+            self._own_sink(f"{stream}.sink", _open_here(path, self.plan.log_file))
         except errors.Error as error:
             self._log.error("%s is lost: %s", self._called(stream), error)
             self._own(f"{stream}.sink", os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
 
 
-def _is_fifo_fd(fd: int) -> bool:
-    return fifo.is_fifo(_path_of(fd))
+async def _open_path(path: str, make: bool, open_elsewhere: Callable[[str, bool], Awaitable[int]] | None) -> int:
+    place = None if make else file.find_fifo(path)
+    if place is not None:
+        return place
+    return _open_here(path, make) if open_elsewhere is None else await open_elsewhere(path, make)
 
 
-def _path_of(fd: int) -> str:
-    return f"/proc/self/fd/{fd}"
+def _open_here(path: str, make: bool) -> int:
+    return file.open_log(path) if make else file.open_existing(path)
 
 
 def _release_order(end: str) -> int:

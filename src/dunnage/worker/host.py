@@ -26,7 +26,7 @@ from dunnage.stdio.file import open_elsewhere
 from dunnage.worker import reading
 
 MOUNT = f"{mount_all.__module__}:{mount_all.__name__}"  # imported, and so in the warm image: an upgrade swaps files
-OPEN_LOG = "dunnage.stdio.file:send_opened"
+OPEN = "dunnage.stdio.file:send_opened"
 READ = "dunnage.worker.reading:send_content"
 UNMOUNT = f"{unmount_all.__module__}:{unmount_all.__name__}"
 
@@ -163,12 +163,22 @@ class KeeperHost:
     async def run_elsewhere(self, name: str, entry: str, argument: object, what: str) -> None:
         await self._in_forked_child(name, entry, argument, what)
 
-    async def open_log(self, path: str) -> int:
-        async def fork(argument: str, fds: Mapping[str, int]) -> None:
-            child = await self.keeper.fork(f"open:{path}", OPEN_LOG, argument, fds=fds)
-            ProcessWatch(self, child.pid, child.pidfd, _ignore)
+    async def open_elsewhere(self, path: str, make: bool) -> int:
+        name = f"open:{path}"
+        children: list[ProcessWatch] = []
 
-        return await open_elsewhere(fork, path, deadline_s=self._mount_timeout_s)
+        async def fork(argument: object, fds: Mapping[str, int]) -> None:
+            child = await self._make(name, self.keeper.fork(name, OPEN, argument, fds=fds))
+            children.append(ProcessWatch(self, child.pid, child.pidfd, _ignore))
+
+        try:
+            return await open_elsewhere(fork, path, make=make, deadline_s=self._mount_timeout_s)
+        except (DeadlineExceeded, asyncio.CancelledError):
+            for child in children:
+                self.log.error("process %d (%s) is abandoned: nobody waits for it any longer", child.pid, name)
+                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                    child.signal(signal.SIGKILL)
+            raise
 
     async def read_file(self, path: str) -> bytes:
         """Read a file that may lie where reading sleeps. Raises InvalidArgument where it cannot be read,
@@ -203,12 +213,7 @@ class KeeperHost:
         """Run a log driver. Raises OSError; cancelled, it is killed also if the keeper makes it only later."""
         called = f"{_DRIVER}{name}"
         spawn = self.keeper.spawn(called, argv, env=env, cwd=cwd, fds=fds, attributes=attributes)
-        made = asyncio.get_running_loop().create_task(spawn)
-        try:
-            child = await asyncio.shield(made)
-        except asyncio.CancelledError:
-            made.add_done_callback(lambda made: self._abandon(made, called))
-            raise
+        child = await self._make(called, spawn)
         return self._note_driver(KeeperDriver(self, called, child.pid, child.pidfd))
 
     def drivers(self, name: str) -> list[KeeperDriver]:
@@ -385,6 +390,15 @@ class KeeperHost:
         finally:
             # the caller goes on first: what it claims then is never without both a call and a claim
             asyncio.get_running_loop().call_soon(self.reap, child.pid)
+
+    async def _make(self, name: str, making: Coroutine[Any, Any, Child]) -> Child:
+        """A child whose end is another's to see; cancelled, it is killed also if the keeper makes it only later."""
+        made = asyncio.get_running_loop().create_task(making)
+        try:
+            return await asyncio.shield(made)
+        except asyncio.CancelledError:
+            made.add_done_callback(lambda made: self._abandon(made, name))
+            raise
 
     def _abandon(self, made: asyncio.Task[Child], name: str) -> None:
         if made.cancelled() or made.exception() is not None:
