@@ -84,6 +84,25 @@ def test_a_pause_that_fails_leaves_the_container_running(perform: Perform) -> No
     perform(scenario)
 
 
+def test_a_pause_that_is_given_up_leaves_nothing_frozen(perform: Perform) -> None:
+    """It is running, so that nobody could resume it."""
+
+    async def scenario(stage: Stage) -> None:
+        pid = await stage.run("c1", ["sleep", "100"])
+        seen: list[str] = []
+
+        async def hang() -> None:
+            seen.append(freezer_state(pid))
+            raise TimeoutError
+
+        stage.spawner.after["pause"] = hang
+        assert (await stage.refusal("Pause", PAUSE))[0] == 4
+        assert (seen, freezer_state(pid)) == (["FROZEN"], "THAWED")
+        assert (await stage.state("c1")).status == task_types_pb2.RUNNING
+
+    perform(scenario)
+
+
 def test_a_paused_container_is_killed(perform: Perform) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.run("c1", ["sleep", "100"])

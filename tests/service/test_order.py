@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 from tests.service.conftest import Scenario
@@ -78,6 +80,24 @@ def test_what_an_init_in_the_host_s_pid_namespace_leaves_is_killed_before_its_ex
         assert stage.told("c1")[-2:] == ["Exited e1", "Exited"]
         killed = [name for name in stage.spawner.names if name.endswith(":kill")]
         assert len(killed) == 2, "the client's, and the one for the rest"
+
+    perform(scenario)
+
+
+def test_an_exit_is_told_when_there_is_no_descriptor_to_kill_the_rest_with(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        pid = await stage.run("c1", ["sleep", "100"], host_pids=True)
+
+        def fail(name: str) -> NoReturn:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("dunnage.runtime.client._memfd", fail)
+            os.kill(pid, 9)
+            assert (await stage.wait("c1")).exit_status == 137
+        assert stage.told("c1") == ["Created", "Started", "Exited"]
 
     perform(scenario)
 

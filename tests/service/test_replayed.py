@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import Callable, Coroutine
@@ -82,5 +83,122 @@ def test_a_start_that_failed_has_not_begun_for_the_next_worker(perform: Perform)
         assert json.loads(record.read_text())["init"]["began"] is None
         await stage.kill("c1")
         await stage.wait("c1")
+
+    perform(scenario)
+
+
+def inherits(stage: Stage, monkeypatch: pytest.MonkeyPatch, verb: str, status: int | None) -> asyncio.Event:
+    """A former worker's call of the runtime for c1, which ends with ``status`` when the event is set."""
+    over = asyncio.Event()
+
+    async def wait_inherited(call: str) -> int | None:
+        if call != f"runtime:default/c1:{verb}":
+            return None
+        await over.wait()
+        return status
+
+    monkeypatch.setattr(stage.host, "wait_inherited", wait_inherited)
+    return over
+
+
+@pytest.mark.parametrize("status", [0, 1, None])
+def test_a_delete_that_a_former_worker_began_is_not_begun_beside_it(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["true"])
+        await stage.wait("c1")
+        if status == 0:
+            await stage.group.container("c1")._runtime.delete("c1")
+        over = inherits(stage, monkeypatch, "delete", status)
+        deletes: list[bool] = []
+
+        async def note() -> None:
+            deletes.append(over.is_set())
+
+        stage.spawner.before["delete"] = note
+        deleting = asyncio.create_task(stage.call("Delete", task_pb2.DeleteRequest(id="c1"), replayed=True))
+        asyncio.get_running_loop().call_later(0.1, over.set)
+        assert (await deleting).exit_status == 0
+        assert deletes == ([] if status == 0 else [True])
+        assert stage.told("c1") == ["Created", "Started", "Exited", "Deleted"]
+
+    perform(scenario)
+
+
+def test_a_delete_by_a_launcher_waits_for_a_former_worker_s(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        over = inherits(stage, monkeypatch, "delete", 0)
+        deletes: list[bool] = []
+
+        async def note() -> None:
+            deletes.append(over.is_set())
+
+        stage.spawner.before["delete"] = note
+        asyncio.get_running_loop().call_later(0.1, over.set)
+        assert (await stage.group.container("c1").destroy()).status == 137
+        assert deletes == [True], "who it was for is not known: it may have been one before this container"
+
+    perform(scenario)
+
+
+def test_a_kill_does_not_wait_for_a_former_worker_s_checkpoint(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        over = inherits(stage, monkeypatch, "checkpoint", 0)
+        request = task_pb2.CheckpointTaskRequest(id="c1", path=str(stage.directory / "image"))
+        checkpointing = asyncio.create_task(stage.call("Checkpoint", request, replayed=True))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(20):
+                await stage.kill("c1")
+                await stage.wait("c1")
+            assert not checkpointing.done()
+        finally:
+            over.set()
+        await checkpointing
+        assert (await stage.delete("c1")).exit_status == 137
+
+    perform(scenario)
+
+
+def test_a_checkpoint_that_was_begun_after_one_at_the_same_place_is_not_taken_for_it(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        request = task_pb2.CheckpointTaskRequest(id="c1", path=str(stage.directory / "image"))
+        stage.group.container("c1").init.checkpointed = request.path
+        await stage.call("Checkpoint", request, replayed=True)
+        records: list[Any] = []
+
+        async def fail() -> None:
+            records.append(json.loads((stage.directory / "c1/dunnage.json").read_text())["init"])
+            raise TimeoutError
+
+        stage.spawner.before["checkpoint"] = fail
+        with pytest.raises(RpcError, match="did not end within"):
+            await stage.call("Checkpoint", request)
+        assert (records[0]["began"], records[0]["checkpointed"]) == ("checkpoint", "")
+
+    perform(scenario)
+
+
+def test_nobody_waits_for_the_end_of_an_exec_that_failed_to_start_under_a_former_worker(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        record = stage.directory / "c1/dunnage.json"
+        await stage.exec("c1", "e1", ["no-such-program"])
+        assert not json.loads(record.read_text())["execs"]["e1"]["over"]
+        with pytest.raises(RpcError, match="OCI runtime exec failed"):
+            await stage.start("c1", "e1")
+        assert json.loads(record.read_text())["execs"]["e1"]["over"]
+        await stage.exec("c1", "e2", ["true"])
+        await stage.kill("c1")
+        await stage.wait("c1")
+        with pytest.raises(RpcError, match="init process is not running"):
+            await stage.start("c1", "e2")
+        assert json.loads(record.read_text())["execs"]["e2"]["over"]
 
     perform(scenario)

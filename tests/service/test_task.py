@@ -80,6 +80,23 @@ def test_execs_run_in_a_container(perform: Perform) -> None:
     perform(scenario)
 
 
+def test_a_process_with_the_pid_of_an_exec_that_has_ended_is_not_that_exec(perform: Perform) -> None:
+    async def scenario(stage: Stage) -> None:
+        init = await stage.run("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["true"])
+        ended = await stage.start("c1", "e1")
+        await stage.wait("c1", "e1")
+
+        async def ps(container: str) -> list[int]:
+            return [init, ended]
+
+        stage.group.container("c1")._runtime.ps = ps  # type: ignore[method-assign]  # as the kernel may have it
+        listed = (await stage.call("Pids", task_pb2.PidsRequest(id="c1"))).processes
+        assert [(process.pid, process.info.type_url) for process in listed] == [(init, ""), (ended, "")]
+
+    perform(scenario)
+
+
 # What is unknown
 
 

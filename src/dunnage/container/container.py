@@ -173,7 +173,12 @@ class Container:
         """Freeze all of the container. Its state is pausing meanwhile."""
         async with self.init.turn:
             self.init.check(Operation.PAUSE)
-            await self._change(Operation.PAUSE, self._runtime.pause)
+            try:
+                await self._change(Operation.PAUSE, self._runtime.pause)
+            except BaseException as error:
+                if not is_refusal(error):
+                    self._exits.cgroup.thaw()  # else it may be frozen, and as it is running, nobody could resume it
+                raise
             if self.init.has_exited:
                 self._exits.cgroup.thaw()
                 raise Error("cannot pause a stopped container")
@@ -204,11 +209,9 @@ class Container:
         """Write the container's state to the directory ``path``. ``again``: a former worker may have done so. A kill
         does not wait for it."""
         async with self.init.turn:
-            done = again and (
-                self.init.checkpointed == path or await self._host.wait_inherited(self._call("checkpoint")) == 0
-            )
-            if not done:
+            if not (again and await self._has_taken_checkpoint(path)):
                 self.init.check(Operation.CHECKPOINT)
+                self.init.checkpointed = ""
                 await self._change(Operation.CHECKPOINT, partial(self._take_checkpoint, path, options))
             await checkpoints.tidy_up(self._means, options, keep_log=False)
 
@@ -230,7 +233,8 @@ class Container:
     async def pids(self) -> list[tuple[int, str]]:
         """Every process in the container as the runtime lists it, each with its exec id or an empty one."""
         pids = await self._runtime.ps(self.id)
-        execs = {process.pid: process.id for process in self.execs.values() if process.pid}
+        # the pid of one that has ended may be another's by now
+        execs = {process.pid: process.id for process in self.execs.values() if not process.has_exited}
         return [(pid, execs.get(pid, "")) for pid in pids]
 
     def metrics(self) -> Metrics:
@@ -257,14 +261,15 @@ class Container:
 
     # Delete
 
-    async def delete(self, exec_id: str) -> Ended:
-        """Delete an exec, or the container with everything that is left of it but its files (``bundle.forget``)."""
+    async def delete(self, exec_id: str, *, again: bool = False) -> Ended:
+        """Delete an exec, or the container with everything that is left of it but its files (``bundle.forget``).
+        ``again``: a former worker may have begun with it."""
         process = self.process(exec_id)
         async with process.turn:
             process.check(Operation.DELETE)
             if isinstance(process, Exec):
                 return await self._execs.delete(process)
-            return await self._delete_init()
+            return await self._delete_init(again)
 
     async def destroy(self) -> Ended:
         """End the container whatever its state: for a client that is gone (the ``delete`` action). Tells nothing.
@@ -349,6 +354,7 @@ class Container:
             self._telling.publish(*(ExecStarted(one.id, one.pid) if one.id else Started(one.pid) for one in started))
         began = self.init.began
         if self.init.state is State.CREATED_CHECKPOINT and began is Operation.START:
+            await self._host.wait_inherited(self._call("delete"))
             await self._means.forget_in_runtime()  # what is there of it cannot be restored into
         for process in processes:
             process.stdio = takeover.take_stdio(process, partial(self._means.plan, process.io))
@@ -409,6 +415,16 @@ class Container:
         await checkpoints.take(self._means, path, options)
         self.init.checkpointed, self.init.began = path, None
         self.save()
+
+    async def _has_taken_checkpoint(self, path: str) -> bool:
+        """Whether a former worker has; its call may be under way still."""
+        if self.init.checkpointed == path:
+            return True
+        self.init.began = Operation.CHECKPOINT
+        try:
+            return await self._host.wait_inherited(self._call("checkpoint")) == 0
+        finally:
+            self.init.began = None
 
     def _is_dumping(self, process: Process) -> bool:
         return process is self.init and self.init.began is Operation.CHECKPOINT
@@ -484,13 +500,14 @@ class Container:
             raise
         self._exits.cgroup.find(init.pid)
 
-    async def _delete_init(self) -> Ended:
+    async def _delete_init(self, again: bool) -> Ended:
         init = self.init
         ended_before = init.has_exited
         if ended_before:
             await self._means.drain(init)
         try:
-            await self._runtime.delete(self.id)
+            if not again or await self._host.wait_inherited(self._call("delete")) != 0:
+                await self._runtime.delete(self.id)
             await self._exits.await_last()
             if not ended_before:
                 await self._means.drain(init)
@@ -502,6 +519,7 @@ class Container:
         return init.ended
 
     async def _force_delete(self) -> None:
+        await self._host.wait_inherited(self._call("delete"))
         try:
             await self._runtime.delete(self.id, force=True)
         except Error as error:

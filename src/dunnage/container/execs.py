@@ -43,6 +43,7 @@ class Execs:
         means, order = self._means, self._exits.order
         if self._init.has_exited or not order.starting(process.id):
             process.release_waiters()
+            self._telling.save()
             raise FailedPrecondition(f"container {means.id} init process is not running")
         process.hold_waiters()
         means.bundle.remove(f"{process.id}.pid")
@@ -65,6 +66,7 @@ class Execs:
             means.release_client_ends(process)
             process.release_waiters()
             self._exits.tell(order.start_failed(process.id))
+            self._telling.save()  # else a next worker would have somebody wait for its end
             raise
         process.state, process.was_started = State.RUNNING, True
         self._telling.publish(ExecStarted(process.id, process.pid))

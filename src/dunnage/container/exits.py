@@ -133,7 +133,7 @@ class Exits:
             await self._means.runtime.kill(self._means.id, KILL, all=True)
         except NotFound:
             pass  # nothing was left
-        except Error as error:
+        except (Error, OSError) as error:  # OSError: there is no descriptor left to run it with
             self._means.log.warning("failed to kill init's children: %s", error)
         self.tell(self.order.exited(INIT))
 

@@ -159,7 +159,7 @@ class TaskService:
         container = self._group.container(request.id)
         if call.replayed and request.exec_id in container.deleted_execs:
             return task_pb2.DeleteResponse(**_ended(container.deleted_execs[request.exec_id]))
-        ended = await container.delete(request.exec_id)
+        ended = await container.delete(request.exec_id, again=call.replayed)
         if not request.exec_id:
             self._on_deleted(self._group, container)
         return task_pb2.DeleteResponse(**_ended(ended))
