@@ -141,6 +141,23 @@ def test_what_is_the_last_of_a_container_stays(
     with_shim(test)
 
 
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED])
+def test_images_stay_of_which_nobody_knows_whether_they_are_the_last(
+    with_shim: WithShim, tmp_path: Path, code: Code
+) -> None:
+    """The runtime may go on without the worker that called it."""
+
+    async def test(node: Node, shim: Shim) -> None:
+        container = await started(node)
+        shim.refuse_checkpoint = RpcError(code, "lost")
+        with pytest.raises(errors.Error, match="lost"):
+            await container.checkpoint(tmp_path / "images", exit=True)
+        assert (tmp_path / "images/inventory.img").exists()
+        await container.remove(force=True)
+
+    with_shim(test)
+
+
 def test_what_it_changed_on_the_host_s_root_comes_along(
     with_shim: WithShim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ DETACHED = "detached-"
 # runc create and runc exec take what the container needs; this only bounds a worker that is gone
 _CALL_TIMEOUT_S = 150.0
 _DRAIN_TIMEOUT_S = 12.0
+_LOST = (errors.Unavailable, errors.DeadlineExceeded)  # the call may go on, heard or not
 _READERS_S = 1.0
 
 
@@ -309,7 +310,8 @@ class Container(Process):
         other end is outside, and locks; `terminal` (None: where it has one) a terminal. `empty_namespaces` are made
         new (``network``). `parent` is the directory of an earlier checkpoint, of which only the difference is written.
 
-        AlreadyExists for a directory with something in it. A failure leaves the directory as it was.
+        AlreadyExists for a directory with something in it. A failure leaves the directory as it was, unless with `exit`
+        nobody knows whether the container is still there.
         """
         wishes = Wishes(exit, tcp, unix_sockets, terminal, file_locks, empty_namespaces, work_directory, parent)
         record = self.record
@@ -324,8 +326,8 @@ class Container(Process):
                 is_ended = exit
                 await target.save(self.bundle)
         except BaseException as error:
-            is_unknown = exit and not isinstance(error, errors.Error)
-            if not (is_ended or is_unknown):  # else there is nothing else left of it
+            is_told = isinstance(error, errors.Error) and not isinstance(error, _LOST)
+            if not is_ended and (is_told or not exit):  # else these may be all that is left of it
                 target.undo()
             raise
 
