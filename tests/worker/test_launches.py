@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 from tests.worker.house import House, open_house
 
-from dunnage.api import task_pb2
+from dunnage.api import anys, bootstrap_pb2, options_pb2, runtimeoptions_pb2, task_pb2
 from dunnage.container.container import Container
 from dunnage.container.facts import IO
 from dunnage.container.group import Group
@@ -23,6 +24,8 @@ from dunnage.keeper.client import Keeper
 from dunnage.linux import core_scheduling
 from dunnage.linux.attributes import Attributes
 from dunnage.ttrpc.server import Server
+from dunnage.worker.flags import Flags
+from dunnage.worker.launches import shim_cgroup
 from dunnage.worker.served import Launch, ServedGroup
 
 pytestmark = pytest.mark.real
@@ -99,6 +102,36 @@ def test_a_delete_of_another_shim_s_container_goes_by_its_options_file(directory
             assert call == ["--root", f"{root}/default", *log, *flags, "delete", "--force", bundle.name]
 
     perform(directory, rootfs, scenario)
+
+
+def test_the_cgroup_for_a_shim_is_in_the_options_whichever_way_they_come() -> None:
+    flags = Flags(namespace="default", id="c1")
+    options = anys.pack_bare(options_pb2.Options(shim_cgroup="/shims"))
+    table = anys.pack_bare(runtimeoptions_pb2.Options(config_body=b'ShimCgroup = "/table"'))
+    other = anys.pack_bare(task_pb2.StateRequest(id="c1"))
+
+    def parameters(container_id: str, *extensions: AnyMessage) -> bytes:
+        return bootstrap_pb2.BootstrapParams(
+            instance_id=container_id,
+            namespace="default",
+            extensions=[bootstrap_pb2.Extension(value=value) for value in extensions],
+        ).SerializeToString()
+
+    async def read_file(path: str) -> bytes:
+        raise AssertionError(path)
+
+    for stdin, cgroup in (
+        (b"", ""),
+        (b"\xff", ""),
+        (options.SerializeToString(), "/shims"),
+        (table.SerializeToString(), "/table"),
+        (other.SerializeToString(), ""),
+        (parameters("c1", other, options), "/shims"),
+        (parameters("c1", table), "/table"),
+        (parameters("c1"), ""),
+        (parameters("c2", options), ""),
+    ):
+        assert asyncio.run(shim_cgroup(stdin, flags, read_file)) == cgroup
 
 
 def test_a_group_that_cannot_have_a_core_scheduling_domain_is_refused(directory: Path, rootfs: Path) -> None:

@@ -49,6 +49,9 @@ _CLASSES: Final[Sequence[type[options_pb2.Options | runtimeoptions_pb2.Options]]
     options_pb2.Options,
     runtimeoptions_pb2.Options,
 )
+TYPES: Final = tuple(message.DESCRIPTOR.full_name for message in _CLASSES)
+"""The messages that options are sent in."""
+
 _BY_LOWER: Final = {key.lower(): key for key in (*KEYS, *PASSED_OVER)}
 _UINT32_MAX: Final = 0xFFFF_FFFF
 

@@ -15,7 +15,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
 import dunnage
-from dunnage.api import runtime_info_pb2, task_pb2
+from dunnage.api import anys, bootstrap_pb2, runtime_info_pb2, task_pb2
 from dunnage.container.bundle import Bundle
 from dunnage.container.container import Container
 from dunnage.container.facts import Ended
@@ -25,7 +25,7 @@ from dunnage.linux.attributes import Attributes, oom_score_adj_of
 from dunnage.linux.namespaces import namespaces
 from dunnage.runtime.client import Runtime
 from dunnage.service import messages
-from dunnage.service.options import ReadFile, read_options
+from dunnage.service.options import TYPES, ReadFile, read_options
 from dunnage.worker import flags as shim_flags
 from dunnage.worker.control import Kind, LaunchAnswer, LaunchRequest, refusal
 from dunnage.worker.groups import LAUNCHER, OtherWorkers
@@ -142,7 +142,7 @@ class Launches:
 
     async def _worker_for(self, flags: shim_flags.Flags, request: LaunchRequest) -> tuple[str, str]:
         """The name of the worker that a start asks for, empty for the node's, and the cgroup that worker lives in."""
-        cgroup = await shim_cgroup(request.stdin, self._worker.host.read_file)
+        cgroup = await shim_cgroup(request.stdin, flags, self._worker.host.read_file)
         if cgroup:
             return f"cgroup {cgroup}", cgroup
         match self._worker.config.group:
@@ -386,10 +386,23 @@ def _options(stdin: bytes) -> AnyMessage:
         raise InvalidArgument(f"the options on stdin are no Any: {error}") from error
 
 
-async def shim_cgroup(stdin: bytes, read_file: ReadFile) -> str:
+async def shim_cgroup(stdin: bytes, flags: shim_flags.Flags, read_file: ReadFile) -> str:
     """The cgroup that the options on a start's stdin name for the shim. Options that cannot be read name none, as
     upstream has it from 1.7 on (§1.5.10): Create is given the same ones, and refuses them with a code."""
     try:
-        return (await read_options(_options(stdin), read_file)).shim_cgroup
+        return (await read_options(_start_options(stdin, flags), read_file)).shim_cgroup
     except Error:
         return ""
+
+
+def _start_options(stdin: bytes, flags: shim_flags.Flags) -> AnyMessage:
+    """The options on a start's stdin: all of it, or an extension of the BootstrapParams that containerd sends from 2.3
+    on. Options would pass for such parameters, but are not for this container (§1.3)."""
+    try:
+        params = bootstrap_pb2.BootstrapParams.FromString(stdin)
+    except DecodeError:
+        return _options(stdin)
+    if (params.instance_id, params.namespace) != (flags.id, flags.namespace):
+        return _options(stdin)
+    values = (extension.value for extension in params.extensions)
+    return next((value for value in values if anys.type_name(value) in TYPES), AnyMessage())
