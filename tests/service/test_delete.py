@@ -66,6 +66,31 @@ def test_a_process_that_never_ran_is_deleted_without_status_and_time(perform: Pe
     perform(scenario)
 
 
+@pytest.mark.parametrize("by_force", [False, True])
+def test_what_a_former_worker_kept_for_a_start_that_never_came_goes_with_the_container(
+    perform: Perform, by_force: bool
+) -> None:
+    """Else the clients would read on for ever."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.create("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["true"])
+        request = task_pb2.CreateTaskRequest(id="c2", checkpoint=str(stage.directory / "image"))
+        request.bundle = str(stage.bundle("c2", ["sleep", "100"]))
+        await stage.call("Create", request)
+        stage.host.keep.names |= {"io:default/c1/e1:stdout.sink", "io:default/c2:stdout.sink"}
+        for name in ("c1", "c2"):
+            container = stage.group.container(name)
+            if by_force:
+                await container.destroy()
+                stage._on_deleted(stage.group, container)
+            else:
+                await stage.delete(name)
+        assert not stage.host.keep.names
+
+    perform(scenario)
+
+
 def test_an_exec_whose_output_never_ends_is_deleted_after_a_while(
     perform: Perform, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -541,5 +541,7 @@ class Container:
         for process in [self.init, *self.execs.values()]:
             process.state = State.DELETED
             process.release_waiters()
+            if not process.pid:
+                self._means.release_client_ends(process)
         self._exits.cgroup.close()
         self._telling.publish_last(Deleted(self.init.ended))
