@@ -1,1 +1,1 @@
-"""Wires a worker together: launchers' requests, listeners, groups, recovery, idle exit, watchdog."""
+"""Wires a worker together: launchers' requests, listeners, groups, log drivers, recovery, idle exit, state dump."""
