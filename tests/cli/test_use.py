@@ -84,6 +84,8 @@ class Machine:
         self.asked += 1
         if one.id == "vanishing":
             raise errors.NotFound("container not created: not found")
+        if one.id == "strange":
+            raise errors.Internal("memory.stat is not understood")
         return make_stats(total_ns=self.asked * 3_000_000_000, taken_s=self.asked * 2.0)
 
 
@@ -93,6 +95,7 @@ def test_all_that_are_alive_are_shown_or_those_named() -> None:
         listed("ended", Status.STOPPED),
         listed("web", namespace="k8s.io", key="of-a-containerd"),
         listed("vanishing", Status.PAUSED),
+        listed("strange"),
         listed("web", namespace="other"),
     )
     node = cast(Node, machine)
@@ -103,6 +106,7 @@ def test_all_that_are_alive_are_shown_or_those_named() -> None:
             ("web", "default", False),
             ("web", "k8s.io", False),
             ("vanishing", "default", True),
+            ("strange", "default", True),
             ("web", "other", False),
         ]
         uses = await stats_command._look(node, ("web", "ended"), {})
@@ -112,6 +116,8 @@ def test_all_that_are_alive_are_shown_or_those_named() -> None:
         assert [use.cpus for use in uses.values()] == [1.5, None]
         with pytest.raises(errors.NotFound, match="container nobody does not exist"):
             await stats_command._look(node, ("web", "nobody"), {})
+        with pytest.raises(errors.Internal, match=r"memory\.stat"):
+            await stats_command._look(node, ("strange",), {})
 
     asyncio.run(look())
 

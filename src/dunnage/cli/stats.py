@@ -65,7 +65,7 @@ async def _look(node: Node, names: Sequence[str], before: dict[tuple[str, ...], 
         if all(one.id != name for one in found):
             raise errors.NotFound(f"container {name} does not exist")
     wanted = [one for one in found if one.id in names] if names else [one for one in found if one.status.is_alive]
-    taken = await asyncio.gather(*(_stats_of(node, one) for one in wanted))
+    taken = await asyncio.gather(*(_stats_of(node, one, is_named=bool(names)) for one in wanted))
     uses: dict[tuple[str, ...], Use] = {}
     for one, stats in zip(wanted, taken, strict=True):
         key = (one.key, one.namespace, one.id, str(one.created_at))
@@ -74,13 +74,17 @@ async def _look(node: Node, names: Sequence[str], before: dict[tuple[str, ...], 
     return uses
 
 
-async def _stats_of(node: Node, one: Listed) -> Stats | None:
+async def _stats_of(node: Node, one: Listed, *, is_named: bool) -> Stats | None:
     if not one.status.is_alive:
         return None
     try:
         return await node.stats(one)
     except (errors.NotFound, errors.Unavailable):
         return None  # it has ended in the meantime
+    except errors.Error:
+        if is_named:
+            raise
+        return None  # the others have numbers
 
 
 async def _show_live(node: Node, names: Sequence[str], interval_s: float, uses: dict[tuple[str, ...], Use]) -> None:
