@@ -201,7 +201,6 @@ class Runtime:
         parsed: bool = False,
     ) -> _Call:
         """Run it; output is collected unless ``stdio`` is given, and where it is ``parsed``, without stderr."""
-        program = shutil.which(self.command, path=self._env.get("PATH", os.defpath))
         name = ":".join(("runtime", "/".join(filter(None, (self._scope, container, process))), options.verb))
         with ExitStack() as stack:
             log = stack.enter_context(self._logs.of_call())
@@ -210,8 +209,9 @@ class Runtime:
             stderr = stack.enter_context(_memfd(f"{options.verb} errors")) if parsed else stdout
             given = stdio or Stdio(stdin, stdout, stderr)
             fds = {number: null.fileno() if fd is None else fd for number, fd in enumerate(given)}
-            # a path is tried, so that the kernel's reason is told
-            path = self.command if program is None and "/" in self.command else program
+            path: str | None = self.command  # tried as it is: the kernel's reason is told, and only the child may hang
+            if "/" not in self.command:
+                path = shutil.which(self.command, path=self._env.get("PATH", os.defpath))
             argv = [path or self.command, *self._globals(log.path).argv(), *options.argv(container)]
             call = Call(options.verb, tuple(argv))
             deadline_s = self.checkpoint_deadline_s if options.verb in CHECKPOINT_VERBS else self.deadline_s

@@ -261,7 +261,7 @@ class Launches:
                 await runtime.delete(flags.id, force=True)
             except Error as error:
                 self._log.warning("failed to remove runc container %s: %s", flags.id, error)
-        if os.path.isdir(bundle.rootfs):
+        if _has_rootfs(bundle):
             try:
                 await self._worker.host.unmount(f"{flags.namespace}/{flags.id}", bundle.rootfs)
             except Error as error:
@@ -343,6 +343,18 @@ def _passed_on(request: LaunchRequest) -> LaunchRequest:
     env = dict(request.env)
     pid = env.pop(LAUNCHER, "")
     return request._replace(env=env, pid=int(pid) if pid.isdecimal() else request.pid)
+
+
+def _has_rootfs(bundle: Bundle) -> bool:
+    """Its directory is asked, as what is mounted there may never answer."""
+    try:
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=bundle.directory)
+    except OSError:
+        return False
+    try:
+        return os.path.basename(bundle.rootfs) in os.listdir(directory)
+    finally:
+        os.close(directory)
 
 
 def _read_text(bundle: Bundle, name: str) -> str | None:
