@@ -272,6 +272,28 @@ class Scene:
         assert (await self.keeper.unclaimed(in_flight_s=600)).oldest == made + 3
         assert (await self.keeper.unclaimed(in_flight_s=0)).oldest == made + 3
 
+    async def scenario_an_orphan_is_reaped_while_a_checkpoint_takes_its_time(self) -> None:
+        """It may be in a pid namespace, whose init cannot end before it is reaped."""
+        read, write = os.pipe()
+        call, end, _ = await self.begin("runtime:b:checkpoint", "echo 1")
+        await self.run("runtime:a:ps", "sh", "-c", "sh -c 'echo $$' &", fds={1: write})
+        await self.wait_reaped(int(os.read(read, 100)))
+        assert not call.done()
+        os.close(end)
+        assert (await call).status == 0
+
+    async def scenario_a_checkpoint_of_a_former_worker_is_waited_for(self) -> None:
+        if not self.keeper.children:
+            _, _, pid = await self.begin("runtime:b:checkpoint", "echo $$")
+            (self.state / "checkpoint").write_text(str(pid))
+            await self.keeper.unclaimed(in_flight_s=600)  # whoever is answered has been heard before
+            die()
+        pid = int((self.state / "checkpoint").read_text())
+        assert self.host.inherited_calls == {pid: "runtime:b:checkpoint"}
+        assert await self.host.wait_inherited("runtime:b:checkpoint") == 0
+        self.host.recovered()
+        await self.wait_reaped(pid)
+
     async def scenario_a_log_driver_is_no_call_in_flight_and_is_found_again(self) -> None:
         settings: dict[str, Any] = {"env": {}, "cwd": "/", "fds": {}, "attributes": Attributes.of(os.getpid())}
         if not self.keeper.children:
