@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from tests.containerd.fuse import HungFilesystem
 from tests.worker.house import House, Task, open_house
+from tests.worker.test_info import ask
 
+from dunnage.api import options_pb2
+from dunnage.api.anys import pack_bare
+from dunnage.api.runtime_info_pb2 import RuntimeInfo
 from dunnage.ttrpc.errors import RpcError
 
 pytestmark = pytest.mark.real
@@ -55,6 +59,20 @@ def test_a_create_that_hangs_hangs_nobody_else(directory: Path, rootfs: Path, wh
         await other.call("Delete")
         for one in (task, other):
             await unmade(one)
+
+    perform(directory, rootfs, directory / "hung", scenario)
+
+
+def test_an_info_that_hangs_hangs_nobody_else(directory: Path, rootfs: Path) -> None:
+    async def scenario(house: House, hung: HungFilesystem) -> None:
+        runtime = pack_bare(options_pb2.Options(binary_name=f"{hung.directory}/runc"))
+        asking = asyncio.create_task(ask(house, runtime))
+        other = await made(house, "c2")
+        assert not asking.done()
+        hung.let_go()
+        assert not RuntimeInfo.FromString((await asking).stdout).HasField("features")
+        await other.call("Delete")
+        await unmade(other)
 
     perform(directory, rootfs, directory / "hung", scenario)
 

@@ -120,6 +120,8 @@ def test_info_of_what_cannot_be_asked_names_it(directory: Path, rootfs: Path) ->
     async def scenario(house: House) -> None:
         for options, said in (
             (pack_bare(options_pb2.Options(binary_name="no-runc")), missing),
+            (pack_bare(options_pb2.Options(binary_name="/no-runc")), missing.replace("no-runc", "/no-runc")),
+            (pack_bare(options_pb2.Options(binary_name=str(directory))), missing.replace("no-runc", str(directory))),
             (
                 pack_bare(runtimeoptions_pb2.Options(config_body=b"BinaryName = 3")),
                 "BinaryName is 3; it must be a text",

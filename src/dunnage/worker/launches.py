@@ -102,9 +102,11 @@ class Launches:
             options = _options(request.stdin)
             info.options.CopyFrom(options)
             command = (await read_options(options, self._worker.host.read_file)).binary_name or command
-        path = shutil.which(command, path=request.env.get("PATH", os.defpath))
+        path: str | None = command  # tried as it is: it may be where even looking hangs
+        if "/" not in command:
+            path = shutil.which(command, path=request.env.get("PATH", os.defpath))
         if path is None:
-            raise NotFound(f'failed to look up the path of "{command}": executable file not found in $PATH')
+            raise _not_found(command)
         features = await self._features(path, request)
         if features:
             info.features.type_url = FEATURES
@@ -112,7 +114,8 @@ class Launches:
         return info.SerializeToString()
 
     async def _features(self, path: str, request: LaunchRequest) -> bytes:
-        """What ``<runtime> features`` prints; nothing where the runtime has no such command, or prints no features."""
+        """What ``<runtime> features`` prints; nothing where the runtime has no such command, or prints no features.
+        Raises NotFound."""
         output = os.memfd_create("dunnage features", os.MFD_CLOEXEC)
         try:
             exit = await self._worker.host.run(
@@ -130,6 +133,8 @@ class Launches:
             return features
         except TimeoutError:
             self._log.warning("%s features did not end within %g s", path, _FEATURES_TIMEOUT_S)
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise _not_found(path) from error
         except OSError as error:
             self._log.warning("%s features cannot be run: %s", path, error)
         except ValueError as error:
@@ -343,6 +348,10 @@ def _passed_on(request: LaunchRequest) -> LaunchRequest:
     env = dict(request.env)
     pid = env.pop(LAUNCHER, "")
     return request._replace(env=env, pid=int(pid) if pid.isdecimal() else request.pid)
+
+
+def _not_found(command: str) -> NotFound:
+    return NotFound(f'failed to look up the path of "{command}": executable file not found in $PATH')
 
 
 def _has_rootfs(bundle: Bundle) -> bool:
