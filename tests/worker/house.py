@@ -226,7 +226,9 @@ class House:
                 await asyncio.sleep(0.01)
 
     def kill_worker(self) -> None:
-        os.kill(self.worker(), signal.SIGKILL)
+        worker = self.worker()
+        assert worker, "there is none, and 0 is our own process group"
+        os.kill(worker, signal.SIGKILL)
 
     def descriptors(self, pid: int) -> list[str]:
         """Of a process, those that are no part of its making."""
