@@ -363,6 +363,35 @@ def test_a_terminal_whose_driver_died_with_the_worker_leaves_no_descriptor(
     perform(scenario)
 
 
+def test_a_terminal_that_is_held_open_writes_to_nobody_once_its_driver_is_stopped(
+    perform: Callable[[Scenario], LocalDrivers], store: Store, tmp_path: Path
+) -> None:
+    made = driven_by(write_driver(tmp_path / "driver"), terminal=True)
+    another = tmp_path / "of-another"
+
+    async def scenario(drivers: LocalDrivers) -> None:
+        io = await opened(made, store, drivers)
+        master, slave = pty.openpty()
+        io.attach_terminal(master)
+        io.start()
+        os.write(slave, b"said\n")
+        number = io._fds["stdout.driver"]
+        assert not await io.wait_drained(0.1)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+        file = os.open(another, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)  # as whatever is opened next may be
+        os.write(slave, b"late\n")
+        await until_quiet()
+        for fd in (file, number, slave):
+            os.close(fd)
+        io.close()
+
+    perform(scenario)
+    assert (tmp_path / "driver.out").read_bytes().split() == [b"said"]
+    assert another.read_bytes() == b""
+
+
 def test_a_worker_that_died_at_the_deletion_leaves_the_next_a_driver_to_wait_for(
     perform: Callable[[Scenario], LocalDrivers], store: Store, tmp_path: Path
 ) -> None:

@@ -486,6 +486,9 @@ class ProcessIO:
                     self._unread.append(fifo.open_reader_of(writer))
             except OSError as error:
                 self._log.warning("what the driver of %s has not read is not seen: %s", self._called(stream), error)
+            pump = self._pumps.get(stream)
+            if pump is not None:
+                pump.discard()  # a terminal that somebody holds open: its descriptor's number may be another's next
             self._drop(f"{stream}.driver")
         if self._driver is not None:
             self._driver.expect_end()
