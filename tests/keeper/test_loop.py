@@ -64,6 +64,22 @@ def test_keeper_ends_when_its_worker_is_idle_and_the_last_other_one_has_ended(ke
     assert wait_for_end(keeper) == 0
 
 
+def test_what_an_idle_worker_has_done_only_puts_the_end_off(keeper: Running) -> None:
+    """As for a ``delete`` that comes when all is over: nobody says so again after it."""
+    connection = keeper.connect()
+    connection.ask("idle", after_s=0.3)
+    pid = connection.ask("spawn", argv=["true"])
+    connection.ask("wait", pid=pid)
+    connection.ask("reap", pid=pid)
+    assert wait_for_end(keeper) == 0
+
+
+def test_a_worker_that_has_something_again_takes_idleness_back(keeper: Running) -> None:
+    keeper.ask("idle", after_s=0.3)
+    keeper.ask("idle", after_s=None)
+    assert not select.select([keeper.pidfd], [], [], 0.6)[0]
+
+
 def test_connection_takes_idleness_back(keeper: Running) -> None:
     keeper.ask("idle", after_s=0.3)
     connection = keeper.connect()

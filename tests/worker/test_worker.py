@@ -43,6 +43,7 @@ class Keep:
         self.fds: dict[str, int] = {}
         self.children: dict[int, str] = {}
         self.idle_after = asyncio.Event()
+        self.idle_said: list[float | None] = []
 
     def store(self, name: str, fd: int) -> None:
         self.stored.append(name)
@@ -61,6 +62,7 @@ class Keep:
 
     def idle(self, after_s: float | None) -> None:
         self.idle_after.set()
+        self.idle_said.append(after_s)
 
     def close(self) -> None:
         for name in list(self.fds):
@@ -100,6 +102,20 @@ def test_the_last_events_of_a_containerd_that_was_taken_away_keep_nobody_here(
         later = Worker(worker.keeper, worker.config, state=worker.state, on_idle=None, log=worker.log)
         later.recover_events()
         assert not later._publishers
+
+    perform(tmp_path, scenario)
+
+
+def test_a_worker_that_is_idle_says_when_it_has_a_group_again(tmp_path: Path) -> None:
+    async def scenario(worker: Worker, keep: Keep) -> None:
+        make_group(worker, tmp_path)
+        assert keep.idle_said == []
+        worker.consider_idling()
+        assert keep.idle_said == [], "there is a group"
+        idle = Worker(worker.keeper, worker.config, state=worker.state, on_idle=None, log=worker.log)
+        idle.consider_idling()
+        make_group(idle, tmp_path)
+        assert keep.idle_said == [IDLE_S, None]
 
     perform(tmp_path, scenario)
 

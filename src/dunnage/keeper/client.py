@@ -170,8 +170,8 @@ class Keeper:
     def idle(self, after_s: float | None) -> None:
         """Nothing is left here: the keeper may end in ``after_s`` seconds if nothing happens. None takes that back.
 
-        So does any connection accepted, any child made and any fd stored meanwhile; children that are still there only
-        put it off.
+        So does any connection accepted meanwhile. A child made, an fd stored, and children that are still there put it
+        off.
         """
         self._say({"verb": "idle", "after_s": after_s})
 

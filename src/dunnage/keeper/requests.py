@@ -140,7 +140,7 @@ class Requests:
 
     def _record(self, slot: Slot, pid: int, name: str) -> None:
         self._ledger.record(pid, name, slot.name)
-        slot.idle_at = None
+        slot.stir()
 
     def _worker(self, slot: Slot, message: dict[str, Any], _fds: list[int]) -> None:
         call, name = message["call"], message["name"]
@@ -191,7 +191,7 @@ class Requests:
     def _store_fd(self, slot: Slot, message: dict[str, Any], fds: list[int]) -> None:
         owner, name = message["owner"] or slot.name, message["name"]
         self._store.put(owner, name, fds.pop())
-        slot.idle_at = None
+        slot.stir()
         if owner != slot.name and owner in self._slots:
             self._post.tell(self._slots[owner], {"say": "given", "name": name})
 

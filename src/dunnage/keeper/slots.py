@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,3 +29,8 @@ class Slot:
     told_death: bool = False  # a "died" waits in the queue
     held: bool = False  # its queue is full: it is not read from, and nothing is accepted for it
     retry_at: float | None = None  # the system had no room for the first of its queue
+
+    def stir(self) -> None:
+        """The worker had something done: if it is idle, its time begins anew."""
+        if self.idle_at is not None:
+            self.idle_at = time.monotonic() + self.idle_after_s

@@ -56,6 +56,7 @@ class Worker:
         self.config = config
         self.state = state
         self._on_idle = on_idle
+        self._is_idle = False
         self.log = log
         self.started_at = time.time_ns()
         self.groups: dict[str, ServedGroup] = {}
@@ -121,6 +122,9 @@ class Worker:
             keeper=self.keeper,
         )
         self.groups[served.name] = served
+        if self._is_idle:
+            self.keeper.idle(None)
+            self._is_idle = False
         return served
 
     def announce(self, served: ServedGroup, container_id: str, launch: Launch) -> None:
@@ -167,6 +171,7 @@ class Worker:
             return
         if self._on_idle is None:
             self.keeper.idle(self.config.idle_exit_s)
+            self._is_idle = True
         else:
             asyncio.get_running_loop().call_later(_LAST_DELETE_S, self._end_if_idle, self._on_idle)
 
