@@ -13,6 +13,9 @@ from tests.service.stage import Stage
 
 from dunnage.api import task_pb2, task_types_pb2
 from dunnage.cgroups import Cgroup, is_unified
+from dunnage.container.bundle import Bundle
+from dunnage.container.facts import IO, Options
+from dunnage.container.states import State
 from dunnage.errors import Error
 
 pytestmark = [pytest.mark.real, pytest.mark.parametrize("oci_runtime", ["runc", "crun"])]
@@ -99,6 +102,33 @@ def test_a_pause_that_is_given_up_leaves_nothing_frozen(perform: Perform) -> Non
         assert (await stage.refusal("Pause", PAUSE))[0] == 4
         assert (seen, freezer_state(pid)) == (["FROZEN"], "THAWED")
         assert (await stage.state("c1")).status == task_types_pb2.RUNNING
+
+    perform(scenario)
+
+
+def test_the_start_of_an_exec_that_was_frozen_under_a_former_worker_ends_and_the_container_stays_paused(
+    perform: Perform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        pid = await stage.run("c1", ["sleep", "100"])
+        await stage.exec("c1", "e1", ["true"])
+        await stage.call("Pause", PAUSE)
+
+        async def wait_inherited(call: str) -> int | None:
+            if call.endswith(":exec"):
+                while freezer_state(pid) != "THAWED":  # noqa: ASYNC110 - the kernel has no event for it
+                    await asyncio.sleep(0.01)
+            return None
+
+        monkeypatch.setattr(stage.host, "wait_inherited", wait_inherited)
+        bundle = Bundle.open(str(stage.directory / "c1"))
+        record = bundle.read_record()
+        assert record is not None
+        taken_up = stage.container("c1", bundle, io=IO(), rootfs=(), options=Options())
+        async with asyncio.timeout(20):
+            await taken_up.restore(record, {})
+        assert (taken_up.init.state, freezer_state(pid)) == (State.PAUSED, "FROZEN")
+        taken_up.close()
 
     perform(scenario)
 

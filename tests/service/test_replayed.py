@@ -12,7 +12,8 @@ import pytest
 from tests.service.stage import Stage
 
 from dunnage.api import task_pb2
-from dunnage.container.facts import Ended
+from dunnage.container.bundle import Bundle
+from dunnage.container.facts import IO, Ended, Options
 from dunnage.ttrpc.errors import RpcError
 
 pytestmark = pytest.mark.real
@@ -200,5 +201,30 @@ def test_nobody_waits_for_the_end_of_an_exec_that_failed_to_start_under_a_former
         with pytest.raises(RpcError, match="init process is not running"):
             await stage.start("c1", "e2")
         assert json.loads(record.read_text())["execs"]["e2"]["over"]
+
+    perform(scenario)
+
+
+def test_a_next_worker_waits_for_all_starts_of_execs_at_once(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.run("c1", ["sleep", "100"])
+        for name in ("e1", "e2"):
+            await stage.exec("c1", name, ["true"])
+        waiting = asyncio.Barrier(2)
+
+        async def wait_inherited(call: str) -> int | None:
+            if call.endswith(":exec"):
+                await waiting.wait()
+            return None
+
+        monkeypatch.setattr(stage.host, "wait_inherited", wait_inherited)
+        bundle = Bundle.open(str(stage.directory / "c1"))
+        record = bundle.read_record()
+        assert record is not None
+        taken_up = stage.container("c1", bundle, io=IO(), rootfs=(), options=Options())
+        async with asyncio.timeout(20):
+            await taken_up.restore(record, {})
+        assert list(taken_up.execs) == ["e1", "e2"]
+        taken_up.close()
 
     perform(scenario)

@@ -6,6 +6,7 @@ and watches, and the bundle; everything else is handed in.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import time
@@ -46,6 +47,8 @@ from dunnage.container.telling import Telling
 from dunnage.errors import Error, FailedPrecondition, NotFound
 from dunnage.runtime.arguments import Create
 from dunnage.runtime.client import Runtime
+
+FROZEN_START_S = 1.0  # how long the start of an exec by a former worker may take where the container may be frozen
 
 
 class Container:
@@ -340,8 +343,8 @@ class Container:
     async def _take_up(self, takeover: Takeover) -> None:
         processes: list[Process] = [self.init, *self.execs.values()]
         started: list[Process] = []
-        for process in processes:
-            pid = await takeover.pid_if_started(process)
+        pids, has_thawed = await self._pids_of_started(takeover, processes)
+        for process, pid in zip(processes, pids, strict=True):
             if pid:
                 process.pid, process.state = pid, State.RUNNING
                 process.hold_waiters()  # a start of it that failed before had let them go
@@ -367,6 +370,35 @@ class Container:
         if began in (Operation.PAUSE, Operation.RESUME) and not self.init.has_exited:
             await self._take_up_freezing(takeover, began)
         self.init.began = None
+        if has_thawed and self.init.state is State.PAUSED and not self.init.has_exited:
+            await self._freeze_again()
+
+    async def _freeze_again(self) -> None:
+        try:
+            await self._runtime.pause(self.id)
+        except Error as error:
+            self.log.warning("container %s, which was paused, goes on: %s", self.id, error)
+            if not self.init.has_exited:
+                self._resumed()
+
+    async def _pids_of_started(self, takeover: Takeover, processes: list[Process]) -> tuple[list[int], bool]:
+        """The pids, 0 for what has not started, and whether the container was thawed for it: a runtime that starts an
+        exec may have been frozen with what it starts, and nobody else can resume it now."""
+        has_thawed = False
+
+        def thaw() -> None:
+            nonlocal has_thawed
+            has_thawed = True
+            self._exits.cgroup.thaw()
+
+        may_be_frozen = self.init.state is State.PAUSED or self.init.began in (Operation.PAUSE, Operation.RESUME)
+        timer = asyncio.get_running_loop().call_later(FROZEN_START_S, thaw) if may_be_frozen else None
+        try:
+            pids = await asyncio.gather(*map(takeover.pid_if_started, processes))  # at once, as each may hang
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return pids, has_thawed
 
     async def _take_up_freezing(self, takeover: Takeover, began: Operation) -> None:
         paused = await takeover.is_paused(began, was=self.init.state is State.PAUSED)
