@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 
@@ -18,6 +19,13 @@ ACCEPTED_SKIPS = {
     r"needs systemd": "not every machine was booted by it",
     r"about dunnage alone": "asked for another shim with --shim-runtime",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Signals that whoever runs the tests ignores (nohup, a shell's background job) would be ignored by all they run."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

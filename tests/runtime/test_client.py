@@ -167,7 +167,7 @@ def test_kill_of_what_has_ended_or_never_was_is_not_found(make_bundle: Make) -> 
 def test_kill_all_ends_every_process(make_bundle: Make) -> None:
     bundle = make_bundle(["sh", "-c", "sleep 100 & sleep 100 & wait"])
     init = start(bundle)
-    asyncio.run(bundle.runtime.kill_all(bundle.container))
+    asyncio.run(bundle.runtime.kill(bundle.container, signal.SIGKILL, all=True))
     assert wait_for_exit(init) == 137
 
 

@@ -129,10 +129,6 @@ class Runtime:
         if call.failure is not None:
             raise failures.kill_error(call.failure, container) from call.failure
 
-    async def kill_all(self, container: str) -> None:
-        """SIGKILL for every process of the container."""
-        await self._told("OCI runtime killall failed", self._run(container, arguments.Kill(9, all=True)))
-
     async def delete(self, container: str, *, force: bool = False) -> None:
         """A container that the runtime doesn't know is deleted."""
         call = await self._run(container, arguments.Delete(force))
