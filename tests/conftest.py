@@ -22,7 +22,7 @@ ACCEPTED_SKIPS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Signals that whoever runs the tests ignores (nohup, a shell's background job) would be ignored by all they run."""
+    """What whoever runs the tests ignores (nohup, a shell's background job) is not to be ignored by all they run."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
