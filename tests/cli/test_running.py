@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests import newer
 from tests.cli.machine import LIMIT_S, Machine, Terminal
-from tests.newer import CRIU
 
 pytestmark = pytest.mark.real
 
@@ -21,7 +21,7 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >> /tmp/count; sleep 0.02
 @pytest.fixture
 def with_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime finds it in our PATH, which the launcher hands on."""
-    monkeypatch.setenv("PATH", f"{CRIU}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{newer.directory('criu')}:{os.environ['PATH']}")
 
 
 def topics(machine: Machine, *wanted: str) -> list[str]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conformance import broken, newer
+from tests import newer
+from tests.conformance import broken
 
 from dunnage.conformance import cases
 from dunnage.conformance.case import Case

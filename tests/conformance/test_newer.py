@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conformance import newer
+from tests import newer
 
 ROOT = Path(__file__).parents[2]
 UNSIGNED = "unsigned"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conformance import newer
+from tests import newer
 
 from dunnage.cli.install import write_launchers
 from dunnage.conformance import cases

@@ -30,7 +30,7 @@ def shim_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     return {"runc": own, "crun": drop_in}
 
 
-@pytest.fixture(params=["runc", "crun"])
+@pytest.fixture(params=["runc", pytest.param("crun", marks=pytest.mark.long)])
 def shim(request: pytest.FixtureRequest) -> Shim:
     oci_runtime = request.param
     name = str(request.config.getoption("shim_runtime"))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests import newer
 from tests.containerd.harness import PATH, Containerd, Shim, wait_until
-from tests.newer import CRIU
 
 from dunnage.api import task_pb2
 from dunnage.ttrpc.client import Client
@@ -53,9 +53,8 @@ def containerd(
     shim_directories: dict[str, Path], image_tar: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Containerd]:
     directory = shim_directories["crun"]  # where the drop-in is
-    assert (CRIU / "criu").exists(), "run scripts/newer criu"
     shim = DropIn("io.containerd.runc.v2", "runc", directory)
-    environment = {"PATH": f"{directory}:{CRIU}:{PATH}"}
+    environment = {"PATH": f"{directory}:{newer.directory('criu')}:{PATH}"}
     directory = tmp_path_factory.mktemp("a")
     state = Path(f"/dev/shm/dunnage-{os.getpid()}")  # in memory, as /run is: a file written there costs what it should
     with Containerd(directory, shim, image_tar=image_tar, environment=environment, state=state) as running:
@@ -64,7 +63,7 @@ def containerd(
 
 @pytest.fixture
 def containerd_of_go(go_shim: Shim, image_tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    environment = {"PATH": f"{CRIU}:{PATH}"}
+    environment = {"PATH": f"{newer.directory('criu')}:{PATH}"}
     with Containerd(tmp_path_factory.mktemp("g"), go_shim, image_tar=image_tar, environment=environment) as running:
         yield running
 

@@ -10,10 +10,7 @@ import pytest
 from tests.containerd.harness import Containerd, all_processes, wait_until
 from tests.containerd.test_restart import is_gone
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.parametrize("shim", ["runc", pytest.param("crun", marks=pytest.mark.long)], indirect=True),
-]
+pytestmark = pytest.mark.real
 
 
 class Said:

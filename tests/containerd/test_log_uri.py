@@ -13,10 +13,7 @@ from typing import NamedTuple
 import pytest
 from tests.containerd.harness import Containerd, Process, all_processes, wait_until
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.parametrize("shim", ["runc", pytest.param("crun", marks=pytest.mark.long)], indirect=True),
-]
+pytestmark = pytest.mark.real
 
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 150_001))  # about 1 MB
 SPEAK = ("sh", "-c", "seq 1 150000 & echo oops >&2; wait")

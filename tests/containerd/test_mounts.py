@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests import newer
 from tests.containerd.direct import SPEC, Answer, Bundle, Connection, busybox_rootfs
 from tests.containerd.fuse import HungFilesystem
 from tests.containerd.harness import PATH, Containerd, Shim, wait_until
@@ -24,8 +25,6 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("dunnage_alone")]
 
 UNKNOWN, DEADLINE_EXCEEDED, NOT_FOUND = 2, 4, 5
 MOUNT_TIMEOUT_S = 3
-GO_SHIM = Path("/usr/bin/containerd-shim-runc-v2")
-NEWER_SHIM = Path(__file__).parents[2] / ".cache/newer/containerd/bin/containerd-shim-runc-v2"
 
 
 @pytest.fixture
@@ -170,15 +169,13 @@ def without_the_story(made: list[str] | str) -> list[str] | str:
 
 
 def test_shims_make_the_same_of_a_request(containerd: Containerd, stage: Path) -> None:
-    if not NEWER_SHIM.exists():
-        pytest.skip("needs the Go shim of a newer Debian: ./scripts/newer containerd")
     made: list[dict[str, list[str] | str]] = []
-    for launcher in (GO_SHIM, NEWER_SHIM, None):
+    for launcher in (Path(newer.GO_SHIM), newer.go_shim(), None):
         with started(containerd, launcher) as (bundle, connection):
             requests = {**REQUESTS, **NEWER_REQUESTS} if made else REQUESTS
             made.append({name: made_of(bundle, connection, ask, stage) for name, ask in requests.items()})
-    go, newer, own = made
-    assert own == newer
+    go, newer_go, own = made
+    assert own == newer_go
     # Go's own words for a program that is not there were others then
     same = [name for name in REQUESTS if name != "no helper"]
     assert {name: without_the_story(own[name]) for name in same} == {name: without_the_story(go[name]) for name in same}
@@ -187,10 +184,8 @@ def test_shims_make_the_same_of_a_request(containerd: Containerd, stage: Path) -
 
 @pytest.mark.parametrize("kind", ["bind", "overlay"])
 def test_id_mapped_root_shows_the_same_owners(containerd: Containerd, stage: Path, tmp_path: Path, kind: str) -> None:
-    if not NEWER_SHIM.exists():
-        pytest.skip("needs the Go shim of a newer Debian: ./scripts/newer containerd")
     owners = []
-    for launcher in (NEWER_SHIM, None):
+    for launcher in (newer.go_shim(), None):
         upper = tmp_path / ("own" if launcher is None else "go")
         for name in ("upper", "work"):
             (upper / name).mkdir(parents=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
+from tests import newer
 from tests.containerd import image
 from tests.containerd.direct import Bundle, Connection, busybox_rootfs
 from tests.containerd.harness import GO_SHIM, PATH, Containerd, Result, Shim, cgroups_named, remove_cgroups
-from tests.newer import CONTAINERD
 
 import dunnage
 from dunnage.api import options_pb2, runtimeoptions_pb2, task_pb2
@@ -246,7 +246,9 @@ def test_containerd_2_is_told_what_the_runtime_can_do(
 ) -> None:
     shim = Shim("io.containerd.dunnage.v2", "runc", shim_directories["runc"])
     directory = tmp_path_factory.mktemp("o")
-    with Containerd(directory, shim, image_tar=image_tar, binary=str(CONTAINERD / "containerd")) as containerd:
+    with Containerd(
+        directory, shim, image_tar=image_tar, binary=str(newer.directory("containerd") / "containerd")
+    ) as containerd:
         told = json.loads(containerd.ctr("plugins", "inspect-runtime", "--runtime", shim.runtime_name).stdout)
     assert (told["Name"], told["Options"], told["Annotations"]) == (shim.runtime_name, None, None)
     assert told["Version"]["Version"] == dunnage.__version__

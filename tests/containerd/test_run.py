@@ -8,7 +8,7 @@ import time
 import pytest
 from tests.containerd.harness import Containerd, all_processes
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.parametrize("shim", ["runc", "crun"], indirect=True)]
 
 
 def test_what_a_command_prints_is_printed(containerd: Containerd) -> None:

@@ -88,7 +88,7 @@ def test_every_exit_is_told_once_and_in_order_however_a_container_s_history_goes
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(
-    max_examples=4 * HISTORIES,
+    max_examples=2 * HISTORIES,
     deadline=None,
     database=None,
     derandomize=True,

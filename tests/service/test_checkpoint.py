@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.newer import CRIU
+from tests import newer
 from tests.service.conftest import Scenario
 from tests.service.stage import Stage
 
@@ -24,7 +24,7 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 @pytest.fixture(autouse=True)
 def criu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime finds it in the PATH, which the stage hands on."""
-    monkeypatch.setenv("PATH", f"{CRIU}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{newer.directory('criu')}:{os.environ['PATH']}")
 
 
 def read_count(log: Path) -> int:
