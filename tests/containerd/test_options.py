@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 from tests import newer
 from tests.containerd import image
 from tests.containerd.direct import Bundle, Connection, busybox_rootfs
-from tests.containerd.harness import GO_SHIM, PATH, Containerd, Result, Shim, cgroups_named, remove_cgroups
+from tests.containerd.harness import GO_SHIM, PATH, Containerd, Result, Shim, cgroups_named, remove_cgroups, wait_until
+from tests.containerd.test_restart import is_gone
 
 import dunnage
 from dunnage.api import options_pb2, runtimeoptions_pb2, task_pb2
@@ -236,6 +237,7 @@ def test_a_cgroup_for_shims_may_be_named_in_a_file(under_own_name: Containerd, t
                 assert f":/{name}\n" in Path(f"/proc/{worker}/cgroup").read_text()
                 connection.call("Shutdown", task_pb2.ShutdownRequest(id="c1"))
             bundle.launch("delete")
+        wait_until(lambda: is_gone(worker), "the worker of its own has ended, some seconds after the last delete")
     finally:
         remove_cgroups(name)
 
