@@ -73,7 +73,7 @@ def test_a_counter_goes_on_in_a_new_container(perform: Perform, tmp_path: Path, 
         await stage.call("Checkpoint", checkpoint(image, exit=True))
         assert (await stage.wait("c1")).exit_status == 137
         assert (image / "inventory.img").is_file()
-        assert not (stage.directory / "c1/work/criu-work").exists()
+        assert not (stage.directory / "c1" / "work" / "criu-work").exists()
         await stage.delete("c1")
         assert stage.told("c1") == ["Created", "Started", "Exited", "Deleted"]
         reached = read_count(log)
@@ -156,7 +156,7 @@ def test_criu_s_own_failure_is_in_the_bundle(perform: Perform, tmp_path: Path, l
         kept = stage.directory / "c1/criu-dump.log"
         assert text.endswith(f" path= {kept}")
         assert "inventory.img" in kept.read_text()
-        assert not (stage.directory / "c1/work/criu-work").exists()
+        assert not (stage.directory / "c1" / "work" / "criu-work").exists()
         await wait_counted(log, read_count(log) + 3)
 
     perform(scenario)
