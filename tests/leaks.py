@@ -142,6 +142,7 @@ def _files(base: Path) -> Iterator[str]:
         path = name.replace("-", "/").replace("\\x2d", "-")
         return f"{base.parent}/"[1:] in path and f"{base}/"[1:] not in path
 
+    yield from (f"/{name}" for name in os.listdir("/"))  # where a path that a test made up would be made
     for root in STATE_DIRECTORIES:
         for path, directories, names in os.walk(root):
             if path in RUNTIME_ROOTS:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from tests.worker.bad_input import REQUESTS
 from tests.worker.wire import TASK
 
@@ -30,7 +30,7 @@ EXEC_IDS = (*("", "e1", "e2", "e3", "e4") * 3, "../e1", "e" * 260)
 NUMBERS = (0, 1, 9, 15, 19, 65, 80, 65535, 65536, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 HARMLESS = (0, 17, 18, 23, 28, 65, 1 << 31)  # signals that do not end the guest
 TIMEOUTS_NS = (*[0] * 20, 1, 1000, 10**6, 10**9, -1, -(1 << 63), (1 << 63) - 1)
-STDIO = (*[""] * 8, "/nowhere/x", "relative", "gopher:///x", "binary:///bin/true", "fifo:///nowhere", "/a\0b")
+STDIO = (*[""] * 8, "/proc/nowhere/x", "relative", "gopher:///x", "binary:///bin/true", "fifo:///proc/nowhere", "/a\0b")
 METHODS = (*REQUESTS, *("Exec", "Start") * 5, *("Create", "Kill", "Delete", "Wait", "State") * 2)
 PROGRAMS: Sequence[Any] = (
     ["true"],
@@ -152,12 +152,12 @@ def _any_value(choices: Choices, request_class: type[Message], field: Any, direc
     special: Mapping[tuple[type[Message], str], Callable[[], object]] = {
         (task_pb2.CreateTaskRequest, "id"): lambda: choices.pick((*OTHERS * 4, GUEST, "", "..")),
         (task_pb2.CreateTaskRequest, "bundle"): lambda: choices.pick(
-            [f"{directory}/{name}" for name in OTHERS] * 4 + ["", "/nowhere", directory]
+            [f"{directory}/{name}" for name in OTHERS] * 4 + ["", "/proc/nowhere", directory]
         ),
         (task_pb2.CreateTaskRequest, "options"): lambda: _any_message(choices, _options(directory)),
         (task_pb2.CreateTaskRequest, "rootfs"): lambda: _mounts(choices),
         (task_pb2.CreateTaskRequest, "checkpoint"): lambda: choices.pick(
-            ("", "", "", "", "relative", "/nowhere", "\0")
+            ("", "", "", "", "relative", "/proc/nowhere", "\0")
         ),
         (task_pb2.CheckpointTaskRequest, "path"): lambda: choices.pick(("", "relative", "/a\0b")),
         (task_pb2.CheckpointTaskRequest, "options"): lambda: _any_message(
@@ -191,8 +191,20 @@ def _any_message(choices: Choices, usual: AnyMessage) -> AnyMessage:
         case 0:
             return AnyMessage(type_url=choices.pick(("", "x", "google.protobuf.Any")), value=choices.bytes(20))
         case 1:
-            return AnyMessage(type_url=usual.type_url, value=mutant(usual.value, random.Random(choices.number(60_000))))
+            value = mutant(usual.value, random.Random(choices.number(60_000)))
+            # a runtime makes the root that it does not find, and it would make it anywhere on this host
+            return AnyMessage(type_url=usual.type_url, value=value) if not _moves_root(usual, value) else usual
     return usual
+
+
+def _moves_root(usual: AnyMessage, value: bytes) -> bool:
+    if usual.type_url != "containerd.runc.v1.Options":
+        return False
+    try:
+        root = options_pb2.Options.FromString(value).root
+    except DecodeError:
+        return False
+    return not f"{root}/".startswith(f"{options_pb2.Options.FromString(usual.value).root}/")
 
 
 def _options(directory: str) -> AnyMessage:
@@ -211,7 +223,7 @@ def _mounts(choices: Choices) -> list[mount_pb2.Mount]:
     return [
         mount_pb2.Mount(
             type=choices.pick(("tmpfs", "bind", "nonsense", "")),
-            source=choices.pick(("none", "/nowhere", "\0", "")),
+            source=choices.pick(("none", "/proc/nowhere", "\0", "")),
             target=choices.pick(("", "/x", "../..", "\0")),
             options=[choices.pick(("ro", "rbind", "nonsense", "size=1k", "\0"))],
         )
