@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from dunnage.cli.control import each
-from dunnage.cli.foreground import failing_as_docker_does, own_streams
-from dunnage.cli.run import run_detached, run_here
-from dunnage.cli.signals import Signals, run_with_signals
+from dunnage.cli.foreground import own_streams
+from dunnage.cli.run import run_made
 from dunnage.client import Container, Node
 
 
@@ -94,10 +93,4 @@ def restore(
             remove_when_stopped=detach and remove,
         )
 
-    async def work(signals: Signals) -> int:
-        if detach:
-            return await run_detached(context.obj, make, remove, signals)
-        return await run_here(context.obj, make, remove, signals)
-
-    with failing_as_docker_does():
-        context.exit(run_with_signals(work))
+    context.exit(run_made(context.obj, make, detach=detach, remove=remove))

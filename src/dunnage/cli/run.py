@@ -105,24 +105,18 @@ def run(
         read_only=read_only,
         runtime=runtime,
     )
-    with failing_as_docker_does():
 
-        async def make(node: Node) -> Container:
-            return await node.create(
-                settings,
-                id=name,
-                stdio=stdio,
-                detached=detach,
-                keep_stdin=interactive,
-                remove_when_stopped=detach and remove,
-            )
+    async def make(node: Node) -> Container:
+        return await node.create(
+            settings,
+            id=name,
+            stdio=stdio,
+            detached=detach,
+            keep_stdin=interactive,
+            remove_when_stopped=detach and remove,
+        )
 
-        async def work(signals: Signals) -> int:
-            if detach:
-                return await run_detached(context.obj, make, remove, signals)
-            return await run_here(context.obj, make, remove, signals)
-
-        context.exit(run_with_signals(work))
+    context.exit(run_made(context.obj, make, detach=detach, remove=remove))
 
 
 def resolve_variables(texts: Iterable[str]) -> list[str]:
@@ -137,7 +131,20 @@ def resolve_variables(texts: Iterable[str]) -> list[str]:
     return found
 
 
-async def run_here(namespace: str, make: Callable[[Node], Awaitable[Container]], remove: bool, signals: Signals) -> int:
+def run_made(namespace: str, make: Callable[[Node], Awaitable[Container]], *, detach: bool, remove: bool) -> int:
+    """Run the container that ``make`` makes, in the foreground or detached; the program's exit status."""
+    run = _run_detached if detach else _run_here
+
+    async def work(signals: Signals) -> int:
+        return await run(namespace, make, remove, signals)
+
+    with failing_as_docker_does():
+        return run_with_signals(work)
+
+
+async def _run_here(
+    namespace: str, make: Callable[[Node], Awaitable[Container]], remove: bool, signals: Signals
+) -> int:
     """Make a container, start it, and wait until it has ended; its exit status."""
     async with Node(namespace=namespace) as node:
         container = await make(node)
@@ -156,7 +163,7 @@ async def run_here(namespace: str, make: Callable[[Node], Awaitable[Container]],
         return status
 
 
-async def run_detached(
+async def _run_detached(
     namespace: str, make: Callable[[Node], Awaitable[Container]], remove: bool, signals: Signals
 ) -> int:
     """Make a container, start it, and print its name."""
