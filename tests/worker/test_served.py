@@ -11,7 +11,7 @@ import pytest
 
 from dunnage.errors import Error, InvalidArgument
 from dunnage.linux.attributes import Attributes
-from dunnage.worker.served import Launch, group_name, listen, socket_path
+from dunnage.worker.served import Launch, group_name, listen, retire, socket_path
 
 
 @pytest.fixture
@@ -75,6 +75,17 @@ def test_who_listens_with_a_full_backlog_is_left_alone(path: str) -> None:
         assert listen(path) is None
         for client in waiting:
             client.close()
+
+
+def test_who_is_retired_is_replaced_though_somebody_holds_it(path: str) -> None:
+    first = listen(path)
+    assert first is not None
+    with first.dup():
+        retire(first)
+        second = listen(path)
+        assert second is not None
+        with second, socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
 
 
 def test_a_directory_in_the_place_of_a_socket_is_an_error(path: str) -> None:

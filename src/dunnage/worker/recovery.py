@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from dunnage.container.states import State
 from dunnage.errors import Error
 from dunnage.service import messages
 from dunnage.stdio import CLIENT_ENDS
-from dunnage.worker.served import Launch, ServedGroup, group_name, read_about
+from dunnage.worker.served import Launch, ServedGroup, group_name, read_about, retire
 from dunnage.worker.worker import Worker
 
 PATIENCE_S = 0.5
@@ -80,11 +81,12 @@ def _take_up_listener(worker: Worker, name: str, fd: int) -> None:
     """The keeper goes on accepting, or begins to, where the last worker did not come to ask it."""
     if "#" in name:
         return
-    os.close(fd)
     if name.removeprefix("listener:") in worker.groups:
+        os.close(fd)
         worker.keeper.accept_on(name)
-    else:
-        worker.keeper.release(name)  # its group was not written down, or is gone: whoever connects there hears so
+    else:  # its group was not written down, or is gone: whoever connects there hears so
+        retire(socket.socket(fileno=fd))
+        worker.keeper.release(name)
 
 
 def _take_up_connections(worker: Worker, fds: Mapping[str, int]) -> None:

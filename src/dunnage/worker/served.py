@@ -78,6 +78,12 @@ def listen(path: str) -> socket.socket | None:
     return None
 
 
+def retire(listener: socket.socket) -> None:
+    """Close it, so that nobody finds it at its path from now on, whoever else holds it still."""
+    with listener:
+        listener.shutdown(socket.SHUT_RDWR)  # else who asks whether it is in use would be told so
+
+
 class ServedGroup:
     """One group, served. ``leave``, then ``close`` end it; until then it is announced to the keeper."""
 
